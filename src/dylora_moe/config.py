@@ -1,0 +1,249 @@
+"""Settings as people write them: validated, frozen, unknown keys rejected with the nearest known.
+
+Lives at the door only: the command line and stream files become these; the parts themselves take
+plain arguments. Knows no model library.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from dylora_moe.errors import ConfigError
+
+S = TypeVar("S", bound="Settings")
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class PhaseSettings(Settings):
+    """One phase of an expert's training; see docs/architecture.md for what the phases are for."""
+
+    epochs: float = Field(gt=0)
+    learning_rate: float = Field(gt=0)
+    gate_learning_rate: float = Field(default=1e-3, ge=0)
+    warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
+    schedule: Literal["cosine", "warmup_stable_decay", "constant"] = "cosine"
+    weight_decay: float = Field(default=0.01, ge=0)
+    batch_size: int = Field(default=8, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    collaboration: tuple[float, float] = Field(
+        default=(0.0, 0.0), description="share of the dense mixture, from start to end"
+    )
+    train_gate: bool = False
+    patience: int = Field(default=2, ge=1, description="evaluations without a better loss")
+    max_examples: int | None = Field(default=None, ge=1)
+    packing: bool = False
+
+
+def _seeding() -> PhaseSettings:
+    return PhaseSettings(
+        epochs=1.0, learning_rate=2e-3, schedule="warmup_stable_decay", collaboration=(0.5, 0.25),
+        max_examples=64,
+    )  # fmt: skip
+
+
+def _consolidation() -> PhaseSettings:
+    return PhaseSettings(epochs=3.0, learning_rate=1e-3, collaboration=(0.25, 0.0), train_gate=True)
+
+
+class ExpertSettings(Settings):
+    rank: int = Field(default=8, ge=1, le=512)
+    alpha: float = Field(default=16.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    targets: Literal["attention", "all-linear"] | tuple[str, ...] = "all-linear"
+    start: Literal["zero", "merge"] = Field(
+        default="zero", description="start from zero, or from the merge of the nearest experts"
+    )
+
+
+class NoveltySettings(Settings):
+    detector: Literal["classifier", "cosine-maximum", "cosine-median", "entropy"] = "classifier"
+    threshold: float | None = Field(
+        default=None, description="separability 0.80, cosine 0.85, entropy 0.5 where not given"
+    )
+    badly: float = Field(default=0.5, gt=0, description="relative loss above which a fit is bad")
+    min_examples: int = Field(default=32, ge=2)
+    min_tokens: int = Field(default=256, ge=1)
+    cooldown: int = Field(default=0, ge=0, description="arrivals between two new experts")
+    max_experts: int | None = Field(default=None, ge=1)
+    max_parameters: int | None = Field(default=None, ge=1)
+    growth: bool = True
+
+
+class RouterSettings(Settings):
+    gate: Literal["linear", "mlp"] = "linear"
+    top_k: int = Field(default=2, ge=1)
+    none_share: float = Field(
+        default=0.005,
+        ge=0,
+        lt=0.5,
+        description="share of the skills' own rows that may be sent away",
+    )
+    balance: float = Field(default=0.01, ge=0)
+    z: float = Field(default=1e-4, ge=0)
+    entropy: float = Field(default=0.0, ge=0)
+    rehearsal: float = Field(default=1.0, ge=0)
+
+
+class GateSettings(Settings):
+    tolerance: float = Field(
+        default=0.02, ge=0, description="relative rise of an older skill's loss that is let through"
+    )
+
+
+class LearnSettings(Settings):
+    """Everything `learn` may be told; the figures in the docs were made with the defaults."""
+
+    seed: int = 0
+    validation_fraction: float = Field(default=0.15, gt=0, lt=0.9)
+    max_length: int | None = Field(
+        default=None, ge=8, description="tokens; the model's context where not given"
+    )
+    expert: ExpertSettings = ExpertSettings()
+    seeding: PhaseSettings | None = Field(default_factory=_seeding)
+    consolidation: PhaseSettings = Field(default_factory=_consolidation)
+    novelty: NoveltySettings = NoveltySettings()
+    router: RouterSettings = RouterSettings()
+    gate: GateSettings = GateSettings()
+    gradient_checkpointing: bool = False
+    generate_scores: int = Field(
+        default=32,
+        ge=0,
+        description="validation rows a skill whose answers are generated and checked",
+    )
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+
+class ArrivalSettings(Settings):
+    """One arriving batch of a stream file."""
+
+    file: Path
+    name: str | None = None
+    skip: int = Field(default=0, ge=0)
+    max_examples: int | None = Field(default=None, ge=1)
+    validation: Path | None = None
+    into: str | None = Field(default=None, description="overrule: this skill, whatever the verdict")
+    as_new: bool = Field(default=False, description="overrule: a new expert, whatever the verdict")
+    expert_name: str | None = Field(default=None, description="what to call a new expert")
+
+
+class StreamSettings(Settings):
+    """A stream file: arrivals in order, and how to learn them. Paths are relative to the file."""
+
+    arrivals: tuple[ArrivalSettings, ...] = Field(min_length=1)
+    learn: LearnSettings = LearnSettings()
+
+
+def parse(model: type[S], values: Mapping[str, Any], where: str) -> S:
+    """Validates `values` into `model`.
+
+    Raises:
+        ConfigError: one line: the place, the fact and, for an unknown key, the nearest known.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = [str(part) for part in first["loc"]]
+        key = ".".join(path)
+        if first["type"] == "extra_forbidden":
+            known = _known_keys(model, path[:-1])
+            near = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.4)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"{where}: unknown key '{key}'; {hint}") from None
+        raise ConfigError(f"{where}: {key or 'value'}: {first['msg'].lower()}") from None
+
+
+def _known_keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    current: type[BaseModel] = model
+    for part in path:
+        field = current.model_fields.get(part)
+        if field is None:
+            continue  # an index into a list, or the branch of a union
+        for option in _model_types(field.annotation):
+            current = option
+    return sorted(current.model_fields)
+
+
+def _model_types(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    found: list[type[BaseModel]] = []
+    for inner in getattr(annotation, "__args__", ()):
+        found.extend(_model_types(inner))
+    return found
+
+
+def override(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, Any]:
+    """`values` with dotted `key=value` settings laid over it; a value is read as YAML.
+
+    Raises:
+        ConfigError: a setting without `=` or a path through something that holds no keys.
+    """
+    result: dict[str, Any] = dict(values)
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {setting}: expected key=value, e.g. --set expert.rank=16")
+        *parents, leaf = key.strip().split(".")
+        target = result
+        for parent in parents:
+            inner = target.get(parent)
+            if inner is not None and not isinstance(inner, Mapping):
+                raise ConfigError(f"--set {setting}: '{parent}' holds no keys")
+            target[parent] = dict(inner or {})
+            target = target[parent]
+        try:
+            target[leaf] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {setting}: the value is not valid YAML") from None
+    return result
+
+
+def read_stream(path: Path, settings: Sequence[str] = ()) -> StreamSettings:
+    """Reads a stream YAML; `settings` override keys under `learn`, e.g. `expert.rank=16`.
+
+    Raises:
+        ConfigError: missing file, invalid YAML, unknown or invalid key; the message names the file.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such stream file; check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"{path}: not valid YAML ({first}); see docs/streams.md") from None
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{path}: expected keys 'arrivals' and 'learn', found {type(values).__name__}"
+        )
+    learn = values.get("learn") or {}
+    if not isinstance(learn, Mapping):
+        raise ConfigError(f"{path}: learn: expected keys, found {type(learn).__name__}")
+    stream = parse(StreamSettings, {**values, "learn": override(learn, settings)}, str(path))
+    folder = path.parent
+    arrivals = tuple(
+        item.model_copy(
+            update={
+                "file": folder / item.file,
+                "validation": None if item.validation is None else folder / item.validation,
+            }
+        )
+        for item in stream.arrivals
+    )
+    return stream.model_copy(update={"arrivals": arrivals})
+
+
+def learn_settings(
+    settings: Sequence[str] = (), base: Mapping[str, Any] | None = None
+) -> LearnSettings:
+    """`LearnSettings` from the defaults, a mapping over them and dotted overrides over both."""
+    return parse(LearnSettings, override(base or {}, settings), "--set")

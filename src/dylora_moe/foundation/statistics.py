@@ -1,0 +1,196 @@
+"""Sufficient statistics of tap features: what is kept of a skill when its rows are forgotten.
+
+Knows how to count, merge and write statistics, and how to sum scatters over skills. Knows neither
+the gate nor the novelty test, both of which are computed from these. All of it is float64 on the
+CPU, whatever the features were, so that the order of arrival changes nothing but the last bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dylora_moe.errors import RoutingError
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureStatistics:
+    """Count, mean and centred scatter of a set of feature vectors.
+
+    Attributes:
+        count: number of vectors; at least 1.
+        mean: float64.
+        scatter: float64, the sum of (x - mean)(x - mean)^T; divided by count it is the covariance.
+    """
+
+    count: int
+    mean: Float[Tensor, "d"]
+    scatter: Float[Tensor, "d d"]
+
+    @property
+    def d_features(self) -> int:
+        """Length of a feature vector."""
+        return self.mean.shape[0]
+
+    @classmethod
+    def from_features(cls, features: Float[Tensor, "batch d"]) -> FeatureStatistics:
+        """Statistics of the rows.
+
+        Raises:
+            RoutingError: there is no row, or a value is not finite.
+        """
+        rows = double(features)
+        if rows.ndim != 2 or rows.shape[0] == 0:
+            raise RoutingError(
+                f"features of shape {tuple(features.shape)} have no statistics; hand in [batch, d] "
+                "with at least one row"
+            )
+        if not torch.isfinite(rows).all():
+            raise RoutingError(
+                "features hold values that are not finite, so they have no statistics; the base "
+                "overflowed: load it in bf16 or fp32"
+            )
+        mean = rows.mean(0)
+        centred = rows - mean
+        return cls(rows.shape[0], mean, centred.T @ centred)
+
+    def merge(self, other: FeatureStatistics) -> FeatureStatistics:
+        """Statistics of both sets together; the order matters only to rounding.
+
+        Source: Chan, Golub and LeVeque (1979), "Updating formulae and a pairwise algorithm for
+        computing sample variances", eq. 2.1, for matrices.
+        """
+        _same_width(self.d_features, other.d_features)
+        count = self.count + other.count
+        step = other.mean - self.mean
+        between = torch.outer(step, step) * (self.count * other.count / count)
+        return FeatureStatistics(
+            count=count,
+            # Weighted, not mean + step * share: symmetric in the two sets to the last bit.
+            mean=(self.mean * self.count + other.mean * other.count) / count,
+            scatter=self.scatter + other.scatter + between,
+        )
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Tensors for safetensors; of the symmetric scatter only the upper triangle."""
+        return {
+            "count": torch.tensor([self.count], dtype=torch.int64),
+            "mean": self.mean.clone(),
+            "scatter": pack_symmetric(self.scatter),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> FeatureStatistics:
+        """The inverse of `to_tensors`, bit for bit up to the symmetry of the scatter."""
+        mean = tensors["mean"]
+        return cls(
+            count=int(tensors["count"].item()),
+            mean=mean,
+            scatter=unpack_symmetric(tensors["scatter"], mean.shape[0]),
+        )
+
+
+class SharedScatter:
+    """The within-class scatter of all skills, summed as they come and go.
+
+    A thousand skills cost one matrix, and a refit after the thousand-and-first one addition.
+
+    Attributes:
+        total: sum of the skills' centred scatters, float64.
+        count: number of vectors in it.
+        classes: number of skills in it.
+    """
+
+    def __init__(self, d_features: int) -> None:
+        self.total: Float[Tensor, "d d"] = torch.zeros(
+            d_features, d_features, dtype=torch.float64, device="cpu"
+        )
+        self.count = 0
+        self.classes = 0
+
+    @classmethod
+    def of(cls, statistics: Iterable[FeatureStatistics], d_features: int) -> SharedScatter:
+        """The sum over a whole collection."""
+        shared = cls(d_features)
+        for one in statistics:
+            shared.add(one)
+        return shared
+
+    def add(self, statistics: FeatureStatistics) -> None:
+        """Adds one skill."""
+        _same_width(self.total.shape[0], statistics.d_features)
+        self.total += statistics.scatter
+        self.count += statistics.count
+        self.classes += 1
+
+    def subtract(self, statistics: FeatureStatistics) -> None:
+        """Takes out a skill that was added with these statistics."""
+        _same_width(self.total.shape[0], statistics.d_features)
+        self.classes -= 1
+        self.count -= statistics.count
+        # Exactly zero when the last skill leaves: rounding must not survive as a covariance.
+        self.total = self.total - statistics.scatter if self.classes else self.total.zero_()
+
+    def std(self) -> Float[Tensor, "d"]:
+        """Pooled within-class standard deviation; 1 where a feature never varied."""
+        variance = self.total.diagonal() / self.degrees_of_freedom
+        return torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        """Vectors less classes; at least 1."""
+        return max(1, self.count - self.classes)
+
+    def correlation(self, shrinkage: float) -> Float[Tensor, "d d"]:
+        """Pooled within-class correlation, shrunk towards the identity; positive definite.
+
+        Raises:
+            RoutingError: `shrinkage` is not in (0, 1].
+        """
+        if not 0 < shrinkage <= 1:
+            raise RoutingError(
+                f"shrinkage {shrinkage} would leave the scatter singular; choose one in (0, 1]"
+            )
+        std = self.std()
+        matrix = self.total * ((1 - shrinkage) / self.degrees_of_freedom)
+        matrix /= std
+        matrix /= std[:, None]
+        matrix.diagonal().add_(shrinkage)
+        return matrix
+
+
+def double(features: Tensor) -> Tensor:
+    """The values in float64 on the CPU: some accelerators have no float64."""
+    return features.detach().to(device="cpu").to(torch.float64)
+
+
+def pack_symmetric(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "triangle"]:
+    """The upper triangle, row by row."""
+    row, column = torch.triu_indices(*matrix.shape)
+    return matrix[row, column]
+
+
+def unpack_symmetric(triangle: Float[Tensor, "triangle"], size: int) -> Float[Tensor, "d d"]:
+    """The symmetric matrix of an upper triangle."""
+    matrix = triangle.new_zeros(size, size)
+    row, column = torch.triu_indices(size, size)
+    matrix[row, column] = triangle
+    matrix[column, row] = triangle
+    return matrix
+
+
+def stack_means(statistics: Sequence[FeatureStatistics]) -> Float[Tensor, "n d"]:
+    """The means, one a row."""
+    return torch.stack([one.mean for one in statistics])
+
+
+def _same_width(ours: int, theirs: int) -> None:
+    if ours != theirs:
+        raise RoutingError(
+            f"statistics of {theirs} features do not go with {ours}; they were taken with another "
+            "base or other feature blocks"
+        )

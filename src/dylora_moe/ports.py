@@ -1,0 +1,123 @@
+"""What the upper rooms ask of storage and clocks; `storage` implements it, `build` hands it in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from dylora_moe.records import Artifact, Event, Example, ExpertVersion, PoolRevision
+
+
+class Registry(Protocol):
+    """Knows every version of everything and which revision is current."""
+
+    def meta(self) -> dict[str, Any]:
+        """The pool's fixed facts (base, fingerprint, prompt format, tap, seed, ...)."""
+        ...
+
+    def current(self) -> PoolRevision:
+        """The current revision; number 0 (empty) right after `init`."""
+        ...
+
+    def revision(self, number: int) -> PoolRevision: ...
+
+    def revisions(self) -> list[PoolRevision]:
+        """Every revision, oldest first."""
+        ...
+
+    def commit(self, revision: PoolRevision, events: Sequence[Event] = ()) -> PoolRevision:
+        """Writes the revision, its expert versions and the events and moves the pointer, in one
+        transaction. `revision.parent` must be the current number, else PoolError (somebody else
+        moved the pool). The number is given by the registry: the returned revision carries it."""
+        ...
+
+    def move_to(self, number: int, event: Event) -> PoolRevision:
+        """Points the pool at an earlier revision (rollback of the pool's last step)."""
+        ...
+
+    def versions(self, expert_id: str) -> list[ExpertVersion]:
+        """Every version of an expert ever promoted, oldest first."""
+        ...
+
+    def next_expert_id(self) -> str:
+        """A fresh `expert_<n>`; numbers are never used twice, not even after a removal."""
+        ...
+
+    def next_version(self, expert_id: str) -> int: ...
+
+    def record(self, *events: Event) -> None:
+        """Appends events."""
+        ...
+
+    def events(self, kind: str | None = None, limit: int | None = None) -> list[Event]:
+        """Events in order of time; the last `limit` where given."""
+        ...
+
+
+class ArtifactStore(Protocol):
+    """Files of a pool that appear whole or not at all (stage, fsync, rename)."""
+
+    @property
+    def root(self) -> Path: ...
+
+    def put_bytes(self, path: str, body: bytes) -> Artifact:
+        """Writes one file at the path relative to the root."""
+        ...
+
+    def stage(self) -> AbstractContextManager[Path]:
+        """A temporary folder on the same file system, removed at the end."""
+        ...
+
+    def put_folder(self, path: str, staged: Path) -> tuple[Artifact, ...]:
+        """Moves a staged folder to `path`, which must not exist; hashes of its files, the
+        `.safetensors` first."""
+        ...
+
+    def open(self, artifact: Artifact) -> Path:
+        """The file's absolute path after checking its hash; ArtifactError if it is damaged."""
+        ...
+
+
+class ExampleStore(Protocol):
+    """Content-addressed JSONL files of examples."""
+
+    def write(
+        self,
+        skill_id: str,
+        expert_id: str,
+        version: int,
+        examples: Sequence[Example],
+        split: str,
+    ) -> Artifact: ...
+
+    def read(self, artifact: Artifact) -> list[Example]: ...
+
+    def wait(self, name: str, examples: Sequence[Example]) -> int:
+        """Adds rows to the waiting room (verdict *unsure*); returns how many wait there now."""
+        ...
+
+    def waiting(self) -> list[tuple[str, list[Example]]]:
+        """Batches that wait, oldest first, as (name, rows)."""
+        ...
+
+    def admit(self, names: Sequence[str]) -> None:
+        """Takes batches out of the waiting room."""
+        ...
+
+
+class PoolLock(Protocol):
+    """One learner per pool."""
+
+    def hold(self, what: str) -> AbstractContextManager[None]:
+        """Holds the pool's lock; PoolLockedError names the holder (process, host, since, what)."""
+        ...
+
+
+class Reporter(Protocol):
+    """Receives numbers as they fall: progress, TensorBoard, W&B, the run's own log."""
+
+    def log(self, values: dict[str, Any], step: int | None = None) -> None: ...
+
+    def close(self) -> None: ...
