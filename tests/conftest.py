@@ -14,7 +14,9 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-install_import_hook("dylora_moe", "beartype.beartype")
+from tests import shapes
+
+install_import_hook("dylora_moe", f"{shapes.__name__}.checked")
 
 if TYPE_CHECKING:
     from dylora_moe.foundation.base import Base

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from dylora_moe.errors import ConfigError
 
@@ -52,6 +59,10 @@ def _seeding() -> PhaseSettings:
 
 def _consolidation() -> PhaseSettings:
     return PhaseSettings(epochs=3.0, learning_rate=1e-3, collaboration=(0.25, 0.0), train_gate=True)
+
+
+def _more_data() -> PhaseSettings:
+    return PhaseSettings(epochs=1.0, learning_rate=3e-4)
 
 
 class ExpertSettings(Settings):
@@ -110,6 +121,9 @@ class LearnSettings(Settings):
     expert: ExpertSettings = ExpertSettings()
     seeding: PhaseSettings | None = Field(default_factory=_seeding)
     consolidation: PhaseSettings = Field(default_factory=_consolidation)
+    more_data: PhaseSettings = Field(
+        default_factory=_more_data, description="of an expert that gets more data of its skill"
+    )
     novelty: NoveltySettings = NoveltySettings()
     router: RouterSettings = RouterSettings()
     gate: GateSettings = GateSettings()
@@ -120,6 +134,15 @@ class LearnSettings(Settings):
         description="validation rows a skill whose answers are generated and checked",
     )
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+    @field_validator("seeding", "consolidation", mode="before")
+    @classmethod
+    def _over_the_phase_s_defaults(cls, value: Any, info: ValidationInfo) -> Any:
+        # `consolidation.epochs=2` changes one number and leaves that phase's others.
+        if not isinstance(value, Mapping):
+            return value
+        default = _seeding() if info.field_name == "seeding" else _consolidation()
+        return {**default.model_dump(), **value}
 
 
 class ArrivalSettings(Settings):
@@ -151,7 +174,9 @@ def parse(model: type[S], values: Mapping[str, Any], where: str) -> S:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key leaves the right one missing as well: say the cause.
+        found = error.errors()
+        first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
         path = [str(part) for part in first["loc"]]
         key = ".".join(path)
         if first["type"] == "extra_forbidden":
@@ -220,7 +245,7 @@ def read_stream(path: Path, settings: Sequence[str] = ()) -> StreamSettings:
         raise ConfigError(f"{path}: no such stream file; check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         first = str(error).splitlines()[0]
-        raise ConfigError(f"{path}: not valid YAML ({first}); see docs/streams.md") from None
+        raise ConfigError(f"{path}: not valid YAML ({first}); mend it") from None
     if not isinstance(values, Mapping):
         raise ConfigError(
             f"{path}: expected keys 'arrivals' and 'learn', found {type(values).__name__}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,6 +104,36 @@ class ExampleStore(Protocol):
 
     def admit(self, names: Sequence[str]) -> None:
         """Takes batches out of the waiting room."""
+        ...
+
+
+class Run(Protocol):
+    """The folder of one run of learning: journal, checkpoints, logged numbers."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def path(self) -> Path: ...
+
+    def state(self) -> dict[str, Any]:
+        """The journal as last saved."""
+        ...
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Replaces the journal, whole or not at all."""
+        ...
+
+    def finish(self) -> None: ...
+
+
+class RunStore(Protocol):
+    """The runs of a pool."""
+
+    def create(self, state: Mapping[str, Any], run_id: str | None = None) -> Run: ...
+
+    def unfinished(self) -> Sequence[Run]:
+        """Runs that can be gone on with, oldest first."""
         ...
 
 

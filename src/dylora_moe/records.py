@@ -140,8 +140,8 @@ class SkillRecord:
     """A cluster of data the router knows: a row of the gate.
 
     `expert_id` is the expert its inputs go to; several skills may share one (verdict *covered*).
-    `examples` are content-addressed JSONL files (training and validation rows), oldest first;
-    `features` is the safetensors file with statistics and stored tap features.
+    `examples` and `validation` are content-addressed JSONL files, oldest first; `features` is the
+    safetensors file with statistics and stored tap features.
     """
 
     skill_id: str
@@ -151,6 +151,7 @@ class SkillRecord:
     count: int
     examples: tuple[Artifact, ...]
     features: Artifact
+    validation: tuple[Artifact, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

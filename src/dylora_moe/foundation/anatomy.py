@@ -147,14 +147,13 @@ def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         if isinstance(module, nn.ModuleList)
         and len(module) > 0
         and len({type(member) for member in module}) == 1
-        # Experts of a mixture and adapters are lists too, but they hold no list of blocks' depth
-        # and lie inside a block: the outermost list of the same length comes first.
     ]
     if not candidates:
         raise BaseModelError(
             f"{type(model).__name__} has no list of decoder blocks; only decoder-only causal "
             "language models of transformers can be a base"
         )
+    # Lists inside a block (experts of a mixture, say) may be longer than the list of blocks.
     outer = [
         (path, module)
         for path, module in candidates
@@ -170,10 +169,10 @@ def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def _find_head(model: PreTrainedModel) -> str:
-    head = model.get_output_embeddings()
+    head: nn.Module | None = model.get_output_embeddings()
     for path, module in model.named_modules():
         if module is head and path:
-            return path
+            return str(path)
     raise BaseModelError(
         f"{type(model).__name__} has no output head; load it as a causal language model"
     )

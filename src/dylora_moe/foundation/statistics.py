@@ -28,7 +28,7 @@ class FeatureStatistics:
     """
 
     count: int
-    mean: Float[Tensor, "d"]
+    mean: Float[Tensor, " d"]
     scatter: Float[Tensor, "d d"]
 
     @property
@@ -135,7 +135,7 @@ class SharedScatter:
         # Exactly zero when the last skill leaves: rounding must not survive as a covariance.
         self.total = self.total - statistics.scatter if self.classes else self.total.zero_()
 
-    def std(self) -> Float[Tensor, "d"]:
+    def std(self) -> Float[Tensor, " d"]:
         """Pooled within-class standard deviation; 1 where a feature never varied."""
         variance = self.total.diagonal() / self.degrees_of_freedom
         return torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
@@ -168,13 +168,13 @@ def double(features: Tensor) -> Tensor:
     return features.detach().to(device="cpu").to(torch.float64)
 
 
-def pack_symmetric(matrix: Float[Tensor, "d d"]) -> Float[Tensor, "triangle"]:
+def pack_symmetric(matrix: Float[Tensor, "d d"]) -> Float[Tensor, " triangle"]:
     """The upper triangle, row by row."""
     row, column = torch.triu_indices(*matrix.shape)
     return matrix[row, column]
 
 
-def unpack_symmetric(triangle: Float[Tensor, "triangle"], size: int) -> Float[Tensor, "d d"]:
+def unpack_symmetric(triangle: Float[Tensor, " triangle"], size: int) -> Float[Tensor, "d d"]:
     """The symmetric matrix of an upper triangle."""
     matrix = triangle.new_zeros(size, size)
     row, column = torch.triu_indices(size, size)

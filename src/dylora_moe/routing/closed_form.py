@@ -30,9 +30,9 @@ class LinearRows:
     """
 
     weight: Float[Tensor, "n d"]
-    bias: Float[Tensor, "n"]
-    centre: Float[Tensor, "d"]
-    scale: Float[Tensor, "d"]
+    bias: Float[Tensor, " n"]
+    centre: Float[Tensor, " d"]
+    scale: Float[Tensor, " d"]
 
     def logits(self, features: Float[Tensor, "batch d"]) -> Float[Tensor, "batch n"]:
         """Log of the class densities times the priors, up to a constant of each row."""
@@ -73,7 +73,7 @@ def lda_rows(
 
 def leave_one_out(
     features: Float[Tensor, "batch d"],
-    labels: Int[Tensor, "batch"],
+    labels: Int[Tensor, " batch"],
     means: Float[Tensor, "n d"],
     counts: Sequence[int],
     shared: SharedScatter,
@@ -99,7 +99,9 @@ def leave_one_out(
     centre = means.mean(0)
 
     def whiten(rows: Tensor) -> Tensor:
-        return torch.linalg.solve_triangular(factor, ((rows - centre) / scale).T, upper=False).T
+        columns = ((rows - centre) / scale).T
+        solved: Tensor = torch.linalg.solve_triangular(factor, columns, upper=False)
+        return solved.T
 
     points, centres = whiten(double(features)), whiten(means)
     n = torch.tensor(counts, dtype=torch.float64)[labels].clamp_min(2)
@@ -119,7 +121,7 @@ def leave_one_out(
     return 0.5 * (shared_term - distance) + _log_prior(prior, means.shape[0])
 
 
-def _log_prior(prior: Sequence[float] | None, n: int) -> Float[Tensor, "n"]:
+def _log_prior(prior: Sequence[float] | None, n: int) -> Float[Tensor, " n"]:
     if prior is None:
         return torch.zeros(n, dtype=torch.float64)
     if len(prior) != n or min(prior) <= 0:

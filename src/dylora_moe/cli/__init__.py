@@ -1,0 +1,1 @@
+"""The command line: thin commands over `Pool`; nothing heavy is imported before a command runs."""

@@ -1,0 +1,46 @@
+"""Consoles as this project wants them, and libraries that keep quiet.
+
+Knows rich and the environment; knows nothing of results.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import TextIO
+
+from rich.console import Console
+
+from dylora_moe.cli.failure import debugging
+
+PLAIN_WIDTH = 120
+"""Columns where there is no terminal to ask: tables in a log are not to be cut at 80."""
+
+
+def console_on(stream: TextIO) -> Console:
+    """A console on `stream`: colours and the real width on a terminal, wide and plain elsewhere."""
+    width = None if stream.isatty() else PLAIN_WIDTH
+    return Console(file=stream, width=width, highlight=False, soft_wrap=False)
+
+
+def progress_console() -> Console:
+    """A console on stderr, for everything that is no result."""
+    return console_on(sys.stderr)
+
+
+def quiet_libraries() -> None:
+    """Keeps the model libraries' notices away, unless `DYLORA_DEBUG` is set.
+
+    Called by the command line's entry, before any of them is imported; a variable that the person
+    has set stays.
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if debugging():
+        return
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.filterwarnings("ignore")

@@ -1,0 +1,173 @@
+"""`dylora plan` and `dylora learn`: the verdict on new data, and what follows from it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dylora_moe.cli import opening
+from dylora_moe.cli.options import (
+    AsJson,
+    Device,
+    Dtype,
+    MaxExamples,
+    Overrides,
+    PoolFolder,
+    Seed,
+    Sources,
+    Validation,
+)
+from dylora_moe.cli.output import Output, command
+from dylora_moe.cli.sources import Overrule, Request, Stream, read_stream
+
+if TYPE_CHECKING:
+    from dylora_moe.build.pool import Pool
+    from dylora_moe.cli.progress import CommandWatch
+    from dylora_moe.lifecycle.results import LearnResult
+
+
+def plan(
+    pool: PoolFolder,
+    files: Sources,
+    overrides: Overrides = None,
+    max_examples: MaxExamples = None,
+    seed: Seed = None,
+    validation: Validation = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what new data is before any training: known or novel, how sure, at what cost."""
+    with command(as_json) as output:
+        from dylora_moe.cli.console import progress_console
+        from dylora_moe.cli.progress import watch_on
+        from dylora_moe.cli.tables import plan_table
+
+        stream = read_stream(
+            Request(tuple(files), tuple(overrides or ()), max_examples, seed, validation)
+        )
+        with (
+            watch_on(progress_console(), stream.names) as watch,
+            opening.open_pool(pool, device=device, dtype=dtype) as opened,
+        ):
+            plans = opened.plan_arrivals(
+                stream.arrivals,
+                seed=stream.settings.seed,
+                settings=stream.settings,
+                watch=watch,
+            )
+        output.show(
+            {"pool": pool, "plans": [_flat(plan) for plan in plans]},
+            lambda console: console.print(plan_table(plans)),
+        )
+
+
+def learn(
+    pool: PoolFolder,
+    files: Sources,
+    overrides: Overrides = None,
+    max_examples: MaxExamples = None,
+    seed: Seed = None,
+    validation: Validation = None,
+    into: Annotated[
+        str | None,
+        typer.Option(metavar="SKILL", help="Overrule: the rows belong to this skill."),
+    ] = None,
+    as_new: Annotated[
+        bool, typer.Option("--as-new", help="Overrule: a new expert, whatever the verdict.")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="What a new expert is called; else as its file.")
+    ] = None,
+    growth: Annotated[
+        bool, typer.Option("--growth/--no-growth", help="Whether new experts are allowed.")
+    ] = True,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume/--no-resume", help="Go on with unfinished runs, or start over."),
+    ] = True,
+    device: Device = None,
+    dtype: Dtype = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take in new data: verdict, expert, training, router, gate, and a report at the end."""
+    with command(as_json) as output:
+        from dylora_moe.cli.console import progress_console
+        from dylora_moe.cli.progress import watch_on
+
+        stream = read_stream(
+            Request(
+                tuple(files),
+                tuple(overrides or ()),
+                max_examples,
+                seed,
+                validation,
+                Overrule(into, as_new, name),
+                growth,
+            )
+        )
+        with opening.open_pool(pool, device=device, dtype=dtype) as opened:
+            with watch_on(progress_console(), stream.names) as watch:
+                results = _learn(opened, stream, watch, resume=resume)
+            _show(output, opened, results)
+
+
+def _learn(pool: Pool, stream: Stream, watch: CommandWatch, *, resume: bool) -> list[LearnResult]:
+    for run in pool.unfinished() if resume else ():
+        arrival = run.state().get("arrival", "an arrival")
+        watch.note(f"unfinished run {run.id} ({arrival}) goes on when its data comes again")
+    results: list[LearnResult] = []
+    for item in stream.incoming:
+        # One at a time, since what a person overrules may differ from arrival to arrival.
+        results += pool.learn_arrivals(
+            [item.arrival],
+            name=item.overrule.name,
+            into=item.overrule.into,
+            as_new=item.overrule.as_new,
+            seed=stream.settings.seed,
+            settings=stream.settings,
+            watch=watch,
+            resume=resume,
+        )
+    return results
+
+
+def _show(output: Output, pool: Pool, results: list[LearnResult]) -> None:
+    from rich.console import Console
+
+    from dylora_moe.cli.reporting import write
+    from dylora_moe.cli.tables import matrix_table, pool_table, results_table
+
+    written, revision = write(pool), pool.revision
+
+    def render(console: Console) -> None:
+        console.print(results_table(results))
+        if written.matrices.columns:
+            console.print(matrix_table(written.matrices))
+        console.print(pool_table(revision))
+        console.print(written.summary.headline, soft_wrap=True)
+        console.print(f"Report: {written.html}", soft_wrap=True)
+
+    document = {
+        "pool": pool.path,
+        "revision": revision.number,
+        "results": [_flat(result) for result in results],
+        "experts": list(revision.experts),
+        **written.document(),
+    }
+    output.show(document, render)
+
+
+def _flat(item: Any) -> dict[str, Any]:
+    """A plan or result as one flat object: the verdict is its name, the rest of it beside it."""
+    from dylora_moe.cli.output import plain
+
+    body: dict[str, Any] = plain(item)
+    verdict = body.pop("verdict")
+    return {
+        "arrival": body.pop("arrival"),
+        "verdict": verdict.pop("name"),
+        **verdict,
+        **body,
+    }

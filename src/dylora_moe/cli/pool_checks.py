@@ -1,0 +1,92 @@
+"""What `doctor` finds in a pool: its schema, its holder, its files by their hashes, its runs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dylora_moe.cli import opening
+from dylora_moe.cli.checks import Check, check_disk
+from dylora_moe.cli.wording import size
+from dylora_moe.errors import DyLoRAError
+from dylora_moe.records import Artifact, PoolRevision
+
+if TYPE_CHECKING:
+    from dylora_moe.build.inspection import Inspection
+
+
+def check_pool(pool: Path) -> Iterator[Check]:
+    """The checks of one pool, without loading its base."""
+    yield check_disk(pool)
+    try:
+        found = opening.inspect_pool(pool)
+    except DyLoRAError as error:
+        yield Check("pool", "broken", " ".join(str(error).split()))
+        return
+    yield _summary(found)
+    yield Check("schema", "ok", f"version {found.schema_version}")
+    yield _lock(found)
+    yield check_files(pool, found.revision)
+    yield _unfinished(found)
+
+
+def check_files(pool: Path, revision: PoolRevision) -> Check:
+    """Every file of the revision against its hash."""
+    artifacts = _artifacts(revision)
+    wrong, held = [], 0
+    for artifact in artifacts:
+        path = pool / artifact.path
+        if not path.is_file():
+            wrong.append(f"{artifact.path} is missing")
+            continue
+        held += path.stat().st_size
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != artifact.sha256:
+                wrong.append(f"{artifact.path} is damaged")
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        return Check(
+            "files",
+            "broken",
+            wrong[0] + more,
+            "restore it from a backup, or take the step back: dylora experts rollback",
+        )
+    return Check("files", "ok", f"{size(held)} in {len(artifacts)}, all as their hashes say")
+
+
+def _artifacts(revision: PoolRevision) -> list[Artifact]:
+    found = [file for expert in revision.experts for file in expert.files]
+    for skill in revision.skills:
+        found += [*skill.examples, skill.features]
+    found += [one for one in (revision.router, revision.scores) if one is not None]
+    return list(dict.fromkeys(found))
+
+
+def _summary(found: Inspection) -> Check:
+    revision = found.revision
+    base = found.meta.get("base", "?")
+    return Check(
+        "pool",
+        "ok",
+        f"revision {revision.number} on {base}: {len(revision.experts)} experts, "
+        f"{len(revision.skills)} skills",
+    )
+
+
+def _lock(found: Inspection) -> Check:
+    if found.holder is None:
+        return Check("lock", "ok", "free")
+    return Check("lock", "note", found.holder)
+
+
+def _unfinished(found: Inspection) -> Check:
+    if not found.unfinished:
+        return Check("runs", "ok", "none unfinished")
+    return Check(
+        "runs",
+        "note",
+        f"{len(found.unfinished)} unfinished: {', '.join(found.unfinished)}",
+        "learn the same data again to go on, or with --no-resume to start over",
+    )

@@ -1,0 +1,151 @@
+"""From the arguments of `plan` and `learn` to arrivals, what is overruled, and settings.
+
+Everything is read and checked before any work begins, so that a mistake in the last file costs
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dylora_moe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from dylora_moe.config import ArrivalSettings, LearnSettings
+    from dylora_moe.records import Arrival
+
+_STREAM_ENDINGS = (".yaml", ".yml")
+
+
+@dataclass(frozen=True)
+class Overrule:
+    """What a person decides instead of the novelty test; nothing by default.
+
+    Attributes:
+        into: name of the skill the rows belong to.
+        as_new: a new expert, whatever the verdict.
+        name: what a new expert is called.
+    """
+
+    into: str | None = None
+    as_new: bool = False
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """An arrival and what is overruled for it."""
+
+    arrival: Arrival
+    overrule: Overrule
+
+
+@dataclass(frozen=True)
+class Stream:
+    incoming: tuple[Incoming, ...]
+    settings: LearnSettings
+
+    @property
+    def arrivals(self) -> list[Arrival]:
+        return [item.arrival for item in self.incoming]
+
+    @property
+    def names(self) -> list[str]:
+        return [item.arrival.name for item in self.incoming]
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of `plan` and `learn` as they were typed."""
+
+    files: tuple[Path, ...]
+    overrides: tuple[str, ...] = ()
+    max_examples: int | None = None
+    seed: int | None = None
+    validation: Path | None = None
+    overrule: Overrule = Overrule()
+    growth: bool = True
+
+    @property
+    def settings(self) -> list[str]:
+        """The dotted settings, those that have an option of their own last."""
+        found = list(self.overrides)
+        if self.seed is not None:
+            found.append(f"seed={self.seed}")
+        if not self.growth:
+            found.append("novelty.growth=false")
+        return found
+
+
+def read_stream(request: Request) -> Stream:
+    """Reads every file that the request names, in order.
+
+    Raises:
+        ConfigError: options that contradict each other, or an invalid stream file.
+        DataError: a data file that is missing, empty or corrupt.
+    """
+    from dylora_moe import config
+    from dylora_moe.text.stream import ArrivalSource, read_arrivals
+
+    _check(request)
+    if _is_stream(request.files):
+        stream = config.read_stream(request.files[0], request.settings)
+        entries, settings = stream.arrivals, stream.learn
+        overrules = [_overrule(entry, request.overrule) for entry in entries]
+        sources = [
+            ArrivalSource(
+                path=entry.file,
+                name=entry.name,
+                skip=entry.skip,
+                max_examples=request.max_examples or entry.max_examples,
+                validation=request.validation or entry.validation,
+            )
+            for entry in entries
+        ]
+    else:
+        settings = config.learn_settings(request.settings)
+        overrules = [request.overrule] * len(request.files)
+        sources = [
+            ArrivalSource(
+                path=path, max_examples=request.max_examples, validation=request.validation
+            )
+            for path in request.files
+        ]
+    arrivals = read_arrivals(sources)
+    return Stream(
+        tuple(Incoming(*both) for both in zip(arrivals, overrules, strict=True)), settings
+    )
+
+
+def _is_stream(files: Sequence[Path]) -> bool:
+    return len(files) == 1 and files[0].suffix.lower() in _STREAM_ENDINGS
+
+
+def _check(request: Request) -> None:
+    files, overrule = request.files, request.overrule
+    if len(files) > 1:
+        stream = next((path for path in files if path.suffix.lower() in _STREAM_ENDINGS), None)
+        if stream is not None:
+            raise ConfigError(
+                f"{stream} is a stream file and must stand alone; give it, or data files"
+            )
+    if overrule.into is not None and overrule.as_new:
+        raise ConfigError("--into and --as-new contradict each other; give one of them")
+    if overrule.name is not None and (len(files) > 1 or _is_stream(files)):
+        raise ConfigError(
+            "--name names the expert of one file; learn the files one by one, or set expert_name "
+            "in a stream file"
+        )
+
+
+def _overrule(entry: ArrivalSettings, typed: Overrule) -> Overrule:
+    if entry.into is not None and entry.as_new:
+        raise ConfigError(
+            f"arrival {entry.name or entry.file}: into and as_new contradict each other; keep one"
+        )
+    if typed.into is not None or typed.as_new:
+        return Overrule(typed.into, typed.as_new, entry.expert_name)
+    return Overrule(entry.into, entry.as_new, entry.expert_name)

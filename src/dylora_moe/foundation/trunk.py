@@ -1,0 +1,214 @@
+"""Runs only the blocks below the tap, and starts a model at the tap from what they gave.
+
+Blocks are passed over, never taken out (design, 9.1): positions, masks, block types by index and
+the names of the weights stay as they are, so it is exact for every family.
+Knows blocks and batches; knows nothing of routing or training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers import Cache
+
+from dylora_moe.errors import BaseModelError
+from dylora_moe.foundation.anatomy import blocks
+from dylora_moe.foundation.base import Base
+from dylora_moe.foundation.tap import (
+    Hiddens,
+    Skip,
+    TapReader,
+    is_skipped,
+    pool_features,
+)
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkBatch:
+    """What the trunk gives for a batch: constants of the data, since nothing below the tap learns.
+
+    Attributes:
+        hidden: the hidden state entering the tap layer, in the base's dtype.
+        features: one row per batch row, or per segment of a packed batch; fp32.
+    """
+
+    hidden: Float[Tensor, "batch seq d_model"]
+    features: Float[Tensor, "n d_features"]
+
+    def to(self, device: torch.device | str) -> TrunkBatch:
+        """The same on another device."""
+        return TrunkBatch(self.hidden.to(device), self.features.to(device))
+
+
+@torch.no_grad()
+def trunk_states(base: Base, batch: Mapping[str, Tensor]) -> TrunkBatch:
+    """The tap's hidden state and the features, at the cost of the blocks below the tap.
+
+    Always without dropout, also where the model is in training mode, since cached states would
+    otherwise depend on the moment.
+
+    Args:
+        batch: `input_ids`, `prompt_mask`, and `attention_mask` (left or right padding) or
+            `position_ids` with `segment_ids` (packed rows).
+
+    Raises:
+        BaseModelError: packed rows, and a base that cannot keep them apart; or within a replay.
+        DataError: a row without a prompt token.
+    """
+    if "segment_ids" in batch and not base.anatomy.packs:
+        raise BaseModelError(
+            f"{base.name} takes no position ids, so packed rows would see each other; "
+            "switch packing off"
+        )
+    if is_skipped(blocks(base.model, base.anatomy)[0]):
+        raise BaseModelError("the trunk is being replayed; leave the replay before computing it")
+    heard: list[Hiddens] = []
+    inputs = {key: batch[key].to(base.device) for key in MODEL_INPUTS if key in batch}
+    with _evaluating(base.model), TapReader(base.model, base.anatomy).listening(heard.append):
+        _run_trunk(base, inputs)
+    hiddens = heard[0]
+    features = pool_features(hiddens, batch["prompt_mask"], batch.get("segment_ids"))
+    return TrunkBatch(hiddens[-1], features)
+
+
+@contextmanager
+def replay(base: Base, hidden: Float[Tensor, "batch seq d_model"]) -> Iterator[None]:
+    """Within it, a call of the model starts at the tap from `hidden` and skips the blocks below.
+
+    The model is called as ever, with the same `input_ids`, masks and positions and with
+    `use_cache=False`; only right-hand padding may differ from what the blocks would have given.
+    Backward passes may run after it ended. Not for several threads at once.
+
+    Raises:
+        BaseModelError: in the call, when a KV cache is filled (the blocks below would be missing
+            from it) or the batch's shape is not that of `hidden`; at once, when nested.
+    """
+    below = list(blocks(base.model, base.anatomy))[: base.anatomy.tap_layer]
+    shape = _output_shape(base)
+    stand_ins: list[Skip] = [_PassOn(shape) for _ in below]
+    stand_ins[0] = _Replayed(shape, hidden)
+    with _skipping(below, stand_ins):
+        yield
+
+
+class _PassOn(Skip):
+    """Returns the hidden state it is given, in the form the family's blocks return."""
+
+    def __init__(self, shape: Callable[[Tensor], Any]) -> None:
+        self._shape = shape
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._shape(hidden_states)
+
+
+class _Replayed(_PassOn):
+    """Stands for block 0: returns the cached tap state, which the others pass on."""
+
+    def __init__(self, shape: Callable[[Tensor], Any], hidden: Tensor) -> None:
+        super().__init__(shape)
+        self._hidden = hidden
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(value, Cache) for value in (*args, *kwargs.values())):
+            raise BaseModelError(
+                "a replay cannot fill a KV cache, as the blocks below the tap do not run; "
+                "call the model with use_cache=False"
+            )
+        if hidden_states.shape != self._hidden.shape:
+            raise BaseModelError(
+                f"the trunk states have shape {list(self._hidden.shape)} and the batch needs "
+                f"{list(hidden_states.shape)}; take them for the same rows and padding"
+            )
+        return self._shape(self._hidden.to(hidden_states))
+
+
+@contextmanager
+def _skipping(skipped: Sequence[nn.Module], stand_ins: Sequence[Skip]) -> Iterator[None]:
+    """Shadows the blocks' `forward`; the modules stay, and so do their attributes and names."""
+    before = [vars(block).get("forward") for block in skipped]
+    if any(isinstance(forward, Skip) for forward in before):
+        raise BaseModelError("blocks are skipped already; leave the first replay before a second")
+    try:
+        for block, stand_in in zip(skipped, stand_ins, strict=True):
+            vars(block)["forward"] = stand_in
+        yield
+    finally:
+        for block, forward in zip(skipped, before, strict=True):
+            vars(block).pop("forward", None)
+            if forward is not None:
+                vars(block)["forward"] = forward
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _run_trunk(base: Base, inputs: Mapping[str, Tensor]) -> None:
+    """One pass without head and upper blocks; notes the form of what the blocks return."""
+    parts = list(blocks(base.model, base.anatomy))
+    tap = base.anatomy.tap_layer
+    returned: list[Tensor | tuple[Any, ...]] = []
+
+    class _Above(Skip):
+        """Returns what the last block below the tap returned, which has the right form."""
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            return returned[0]
+
+    handle = parts[tap - 1].register_forward_hook(lambda _m, _a, output: returned.append(output))
+    try:
+        with _skipping(parts[tap:], [_Above() for _ in parts[tap:]]):
+            base.model.base_model(**inputs, use_cache=False)
+    finally:
+        handle.remove()
+    output = returned[0]
+    _tuple_lengths[base.model] = len(output) if isinstance(output, tuple) else 0
+
+
+_tuple_lengths: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""How long the tuple is that a model's blocks return; 0 where it is the hidden state itself."""
+
+
+class _Unheard(Skip):
+    """Computes the block as ever; a listening TapReader takes it for skipped."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self._forward = block.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._forward(*args, **kwargs)
+
+
+def _output_shape(base: Base) -> Callable[[Tensor], Any]:
+    """Makes a block's output of a hidden state: itself, or a tuple with nothing else in it.
+
+    The form is the family's (and the version of transformers'), so one token is run to see it
+    where no trunk was computed before.
+    """
+    if base.model not in _tuple_lengths:
+        below = list(blocks(base.model, base.anatomy))[: base.anatomy.tap_layer]
+        token = torch.zeros(1, 1, dtype=torch.long, device=base.device)
+        unheard = [_Unheard(block) for block in below]
+        with torch.no_grad(), _evaluating(base.model), _skipping(below, unheard):
+            _run_trunk(base, {"input_ids": token})
+    length = _tuple_lengths[base.model]
+    if length == 0:
+        return lambda hidden: hidden
+    return lambda hidden: (hidden, *[None] * (length - 1))

@@ -1,0 +1,193 @@
+"""Generates answers with the pool's experts and says where each came from.
+
+Knows prompts and sampling; knows nothing of files or servers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import TextStreamer
+
+from dylora_moe.errors import ConfigError
+from dylora_moe.foundation.trunk_cache import TrunkCache
+from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.lifecycle.results import Answer
+from dylora_moe.model.generation import Generation, generate
+from dylora_moe.records import BASE_NAME, Turn
+from dylora_moe.routing.routing import Routing
+from dylora_moe.text.template import Encoded, encode_prompt, stop_token_id
+
+_BATCH_ROWS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How answers are drawn; a temperature of 0 is greedy.
+
+    Attributes:
+        seed: of the draws; None leaves torch's own state.
+        stop: texts that end an answer and are not part of it.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; give at least 1")
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise ConfigError(
+                f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}: give a "
+                "temperature of 0 or more, top_p above 0 and at most 1, top_k of 0 (off) or more"
+            )
+
+
+def answer(
+    live: LivePool,
+    prompts: Sequence[str | Sequence[Turn]],
+    *,
+    expert: str | None = None,
+    sampling: Sampling = Sampling(),
+    on_text: Callable[[str], None] | None = None,
+) -> list[Answer]:
+    """Answers prompts, each by the experts its own prompt is routed to, in batches.
+
+    Args:
+        expert: alias or id of one expert for all, or `base`; the router decides where None.
+        on_text: called with pieces of the answer as they are written; one prompt only.
+
+    Raises:
+        PoolError: no such expert.
+        DataError: an empty list of turns, or a prompt that leaves no room in the context.
+    """
+    pinned = _pinned(live, expert)
+    encoded = [encode_prompt(prompt, live.base.tokenizer, live.fmt) for prompt in prompts]
+    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+    found: dict[int, Answer] = {}
+    with _seeded(sampling.seed, live.base.device):
+        for first in range(0, len(order), _BATCH_ROWS):
+            rows = order[first : first + _BATCH_ROWS]
+            batch = [encoded[index] for index in rows]
+            generation = _generate(live, batch, pinned, sampling, on_text)
+            for place, index in enumerate(rows):
+                found[index] = _answer(live, generation, place, pinned, sampling)
+    return [found[index] for index in range(len(prompts))]
+
+
+def _pinned(live: LivePool, expert: str | None) -> str | None:
+    if expert is None or expert == BASE_NAME:
+        return expert
+    return live.version(expert).expert_id
+
+
+def _generate(
+    live: LivePool,
+    batch: Sequence[Sequence[int]],
+    expert: str | None,
+    sampling: Sampling,
+    on_text: Callable[[str], None] | None,
+) -> Generation:
+    pad = live.base.tokenizer.pad_token_id
+    width = max(len(row) for row in batch)
+    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in batch])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+    options: dict[str, Any] = {
+        "max_new_tokens": sampling.max_new_tokens,
+        "eos_token_id": stop_token_id(live.base.tokenizer),
+        "do_sample": sampling.temperature > 0,
+    }
+    if sampling.temperature > 0:
+        options |= {
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "top_k": sampling.top_k,
+        }
+    else:
+        # Some bases ship sampling defaults, which greedy search would warn about.
+        options |= {"temperature": None, "top_p": None, "top_k": None}
+    if sampling.stop:
+        options |= {"stop_strings": list(sampling.stop), "tokenizer": live.base.tokenizer}
+    if on_text is not None:
+        options["streamer"] = _Streamer(live, on_text)
+    return generate(live.model, ids, mask, expert=expert, **options)
+
+
+def _answer(
+    live: LivePool, generation: Generation, row: int, expert: str | None, sampling: Sampling
+) -> Answer:
+    tokens = generation.answers[row].tolist()
+    stop = stop_token_id(live.base.tokenizer)
+    if stop in tokens:
+        tokens = tokens[: tokens.index(stop)]
+    text = str(live.base.tokenizer.decode(tokens, skip_special_tokens=True))
+    for ending in sampling.stop:
+        text = text.partition(ending)[0]
+    routing = generation.routing
+    if routing is None:
+        weights = {} if expert in (None, BASE_NAME) else {str(expert): 1.0}
+        none = 1.0 if not weights else 0.0
+    else:
+        given = routing.weights[row].tolist()
+        weights = {e: w for e, w in zip(routing.experts, given, strict=True) if w > 0}
+        none = float(routing.none[row])
+    best = max(weights, key=lambda name: weights[name], default=None)
+    return Answer(
+        text=text,
+        expert=BASE_NAME if best is None else live.alias(best),
+        version=None if best is None else live.versions[best],
+        weights={live.alias(name): weight for name, weight in weights.items()},
+        none=none,
+        tokens=len(tokens),
+    )
+
+
+class _Streamer(TextStreamer):
+    """Hands on the text of one answer as it is written."""
+
+    def __init__(self, live: LivePool, on_text: Callable[[str], None]) -> None:
+        super().__init__(live.base.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._on_text = on_text
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        if text:
+            self._on_text(text)
+
+
+@contextmanager
+def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def route(live: LivePool, prompts: Sequence[str | Sequence[Turn]]) -> Routing:
+    """Where prompts would go, without answering them: at the cost of the trunk alone."""
+    with torch.no_grad():
+        routing: Routing = live.router(prompt_features(live, prompts).to(live.base.device))
+    return routing
+
+
+def prompt_features(
+    live: LivePool, prompts: Sequence[str | Sequence[Turn]]
+) -> Float[Tensor, "n d_features"]:
+    """Tap features of prompts."""
+    rows = []
+    for prompt in prompts:
+        ids = tuple(encode_prompt(prompt, live.base.tokenizer, live.fmt))
+        rows.append(Encoded(ids, (False,) * len(ids), len(ids), ""))
+    return TrunkCache(live.base, rows).features

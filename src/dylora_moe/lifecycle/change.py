@@ -1,0 +1,245 @@
+"""A change of the pool on its way to a new revision: router refit, score, gate, files, commit.
+
+Knows how what is live becomes stored; knows nothing of why the change was made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from dylora_moe.lifecycle.gate import GateDecision, decide_gate
+from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.lifecycle.recipe import Recipe
+from dylora_moe.lifecycle.scorecard import Scorecard
+from dylora_moe.lifecycle.scoring_pass import ScoringPass, score_pool
+from dylora_moe.ports import ArtifactStore, ExampleStore, Registry, RunStore
+from dylora_moe.records import (
+    BASE_NAME,
+    Artifact,
+    Event,
+    Example,
+    ExpertVersion,
+    PoolRevision,
+    SkillRecord,
+)
+from dylora_moe.routing import state as router_state
+from dylora_moe.routing.fit import FitReport, fit_correction
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Everything of a pool that outlives the process, handed in through its ports."""
+
+    registry: Registry
+    artifacts: ArtifactStore
+    examples: ExampleStore
+    runs: RunStore
+
+
+def load_card(live: LivePool, artifacts: ArtifactStore) -> Scorecard:
+    """The scores of the live revision; empty before the first skill."""
+    if live.revision.scores is None:
+        return Scorecard({})
+    return Scorecard.from_bytes(artifacts.open(live.revision.scores).read_bytes())
+
+
+def adapt_router(live: LivePool, recipe: Recipe) -> FitReport:
+    """Trains the gate's correction on stored features and calibrates its two numbers."""
+    if live.router.gate != recipe.gate:
+        live.model.router = live.fresh_router(recipe.gate, recipe.top_k)
+    live.router.rule = replace(live.router.rule, top_k=recipe.top_k)
+    return fit_correction(
+        live.router,
+        {skill.skill_id: skill.features.float() for skill in live.library.skills},
+        live.own,
+        seed=recipe.seed,
+        balance=recipe.losses.balance,
+        z=recipe.losses.z,
+        entropy=recipe.losses.entropy,
+        none_share=recipe.none_share,
+    )
+
+
+def router_event(live: LivePool, report: FitReport, seconds: float, run_id: str | None) -> Event:
+    """The event `router` with what the fit came to."""
+    none = report.none
+    return Event(
+        "router",
+        {
+            "classes": len(live.router.rows) + 1,
+            "temperature": report.temperature,
+            "accuracy_before": report.accuracy_before,
+            "accuracy_after": report.accuracy_after,
+            "loss_before": report.loss_before,
+            "loss_after": report.loss_after,
+            "none_threshold": live.router.none_threshold,
+            "own_to_none": none.own_share if none is not None else None,
+            "foreign_to_none": none.foreign_share if none is not None else None,
+            "fit_seconds": seconds,
+        },
+        run_id=run_id,
+    )
+
+
+def weigh(
+    live: LivePool,
+    before: Scorecard,
+    recipe: Recipe,
+    *,
+    changed: Collection[str] = (),
+    excused: Collection[str] = (),
+) -> tuple[ScoringPass, GateDecision]:
+    """Scores the changed pool and asks the gate.
+
+    Args:
+        before: scores of the revision that the change starts from.
+        changed: experts whose weights changed.
+        excused: skills that the change is about, judged by another rule.
+    """
+    scored = score_pool(live, before, generate=recipe.generate, changed=changed)
+    older = {skill: loss for skill, loss in before.losses().items() if skill in live.skills}
+    decision = decide_gate(older, scored.card.losses(), recipe.tolerance, excused)
+    return scored, decision
+
+
+def gate_event(
+    live: LivePool,
+    before: Scorecard,
+    scored: ScoringPass,
+    decision: GateDecision,
+    tolerance: float,
+    run_id: str | None,
+) -> Event:
+    """The event `gate` with every older skill's loss before and after, by name."""
+    names = {skill_id: skill.name for skill_id, skill in live.skills.items()}
+    after = scored.card.losses()
+    return Event(
+        "gate",
+        {
+            "promoted": decision.promoted,
+            "tolerance": tolerance,
+            "before": {names[s]: loss for s, loss in before.losses().items() if s in names},
+            "after": {names[s]: loss for s, loss in after.items()},
+            "rows_rescored": scored.rescored,
+        },
+        decision.reason,
+        run_id,
+    )
+
+
+def strategy_event(before: Scorecard, after: Scorecard, run_id: str | None) -> Event | None:
+    """The event `strategy` if the share of inputs that mix several experts changed."""
+    old, new = _mixed_share(before), _mixed_share(after)
+    if old is None or new is None or abs(old - new) < 0.05:
+        return None
+    return Event(
+        "strategy",
+        {"dense_share_before": old, "dense_share_after": new},
+        f"{new:.0%} of the validation inputs mix several experts, {old:.0%} before",
+        run_id,
+    )
+
+
+def _mixed_share(card: Scorecard) -> float | None:
+    rows = [row for skill in card.skills.values() for row in skill.rows]
+    return sum(len(row.to) > 1 for row in rows) / len(rows) if rows else None
+
+
+def store_expert(
+    live: LivePool, stores: Stores, expert_id: str, card: str
+) -> tuple[str, tuple[Artifact, ...]]:
+    """Writes the live weights of an expert as its version's folder: path and files."""
+    path = f"experts/{expert_id}/v{live.versions[expert_id]}"
+    with stores.artifacts.stage() as staged:
+        folder = staged / "adapter"
+        live.experts.save(expert_id, folder, card)
+        return path, stores.artifacts.put_folder(path, folder)
+
+
+def store_skill(
+    live: LivePool,
+    stores: Stores,
+    skill_id: str,
+    name: str,
+    *,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    kept: SkillRecord | None = None,
+) -> SkillRecord:
+    """Writes new rows and the library's features of a skill; earlier files of `kept` stay."""
+    skill = live.library[skill_id]
+    version = live.versions[skill.expert_id]
+    written = {
+        split: (stores.examples.write(skill_id, skill.expert_id, version, rows, split),)
+        for split, rows in (("train", train), ("validation", validation))
+        if rows
+    }
+    body = skill.to_bytes()
+    return SkillRecord(
+        skill_id=skill_id,
+        name=name,
+        expert_id=skill.expert_id,
+        version=kept.version + 1 if kept is not None else 1,
+        count=skill.statistics.count,
+        examples=(kept.examples if kept is not None else ()) + written.get("train", ()),
+        features=stores.artifacts.put_bytes(f"skills/{skill_id}/{_short(body)}.safetensors", body),
+        validation=(kept.validation if kept is not None else ()) + written.get("validation", ()),
+    )
+
+
+def commit(
+    live: LivePool,
+    stores: Stores,
+    *,
+    experts: Sequence[ExpertVersion],
+    skills: Sequence[SkillRecord],
+    card: Scorecard,
+    arrival: str | None,
+    note: str,
+    numbers: Mapping[str, Any],
+    events: Sequence[Event | None] = (),
+    run_id: str | None = None,
+) -> PoolRevision:
+    """Stores router and scores, commits the revision with its events, and makes it live."""
+    router = router_state.to_bytes(live.router)
+    scores = card.to_bytes(arrival)
+    revision = PoolRevision(
+        number=0,
+        parent=live.revision.number,
+        experts=tuple(experts),
+        skills=tuple(skills),
+        router=stores.artifacts.put_bytes(f"router/{_short(router)}.safetensors", router),
+        scores=stores.artifacts.put_bytes(f"scores/{_short(scores)}.json", scores),
+        note=note,
+    )
+    # Exact under the pool's lock, and `commit` refuses if somebody else moved the pool.
+    number = stores.registry.revisions()[-1].number + 1
+    promoted = Event("promoted", {"revision": number, **numbers}, note, run_id)
+    told = [event for event in events if event is not None]
+    committed = stores.registry.commit(revision, [*told, promoted])
+    live.become(committed)
+    return committed
+
+
+def replaced(versions: Sequence[ExpertVersion], new: ExpertVersion) -> tuple[ExpertVersion, ...]:
+    """The versions with the new one in the place of its expert's, or at the end."""
+    found = {version.expert_id: version for version in versions}
+    return tuple((found | {new.expert_id: new}).values())
+
+
+def replaced_skill(records: Sequence[SkillRecord], new: SkillRecord) -> tuple[SkillRecord, ...]:
+    """The records with the new one in the place of its skill's, or at the end."""
+    found = {record.skill_id: record for record in records}
+    return tuple((found | {new.skill_id: new}).values())
+
+
+def to_names(live: LivePool, losses: Mapping[str, float]) -> dict[str, float]:
+    """Losses by expert id as losses by alias."""
+    return {e if e == BASE_NAME else live.alias(e): loss for e, loss in losses.items()}
+
+
+def _short(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()[:16]

@@ -1,0 +1,63 @@
+"""What learning an arrival would cost, before any of it is spent."""
+
+from __future__ import annotations
+
+import math
+
+from dylora_moe.lifecycle.change import Stores
+from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.lifecycle.observation import Observation
+from dylora_moe.lifecycle.recipe import Recipe
+from dylora_moe.lifecycle.results import Cost
+from dylora_moe.records import VerdictName
+from dylora_moe.training.phases import Phase
+
+_BACKWARD = 3.0
+"""A training pass through a block against a forward pass: once forward, once back for the inputs
+(twice the forward's cost, as the base's own weights get no gradient, is the bound from above)."""
+_BYTES = 4
+
+
+def estimate(
+    live: LivePool,
+    stores: Stores,
+    recipe: Recipe,
+    observation: Observation,
+    verdict: VerdictName,
+) -> Cost:
+    """Tokens, seconds, parameters and bytes of learning the arrival as the verdict says.
+
+    The rate is that of the pool's last training on record; before the first, it follows from the
+    time that the trunk took over these very rows.
+    """
+    new = verdict == "novel"
+    phases = recipe.new_expert if new else recipe.more_data
+    rows = len(observation.train_examples)
+    mean = sum(observation.train.lengths) / rows
+    tokens = sum(_rows_of(phase, rows) * phase.epochs * mean for phase in phases)
+    if verdict == "unsure":
+        return Cost(0, 0.0, 0, 0)
+    shape = recipe.shape
+    parameters = (
+        live.experts.parameters_of_shape(rank=shape.rank, targets=shape.targets) if new else 0
+    )
+    return Cost(
+        tokens=math.ceil(tokens),
+        seconds=tokens / _tokens_per_second(live, stores, observation),
+        parameters=parameters,
+        bytes=parameters * _BYTES,
+    )
+
+
+def _rows_of(phase: Phase, rows: int) -> int:
+    return rows if phase.max_examples is None else min(rows, phase.max_examples)
+
+
+def _tokens_per_second(live: LivePool, stores: Stores, observation: Observation) -> float:
+    trained = stores.registry.events("trained", limit=1)
+    if trained and trained[0].numbers.get("tokens_per_second"):
+        return float(trained[0].numbers["tokens_per_second"])
+    anatomy = live.base.anatomy
+    trunk_rate = observation.tokens / max(observation.trunk_seconds, 1e-6)
+    blocks = anatomy.n_blocks - anatomy.tap_layer
+    return trunk_rate * anatomy.tap_layer / (blocks * _BACKWARD)

@@ -1,0 +1,137 @@
+"""Experts in and out: PEFT adapters that somebody already has, and plain adapters for others."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from dylora_moe.errors import DataError, PoolError
+from dylora_moe.lifecycle.answering import prompt_features
+from dylora_moe.lifecycle.change import (
+    Stores,
+    adapt_router,
+    commit,
+    load_card,
+    store_expert,
+    store_skill,
+    weigh,
+)
+from dylora_moe.lifecycle.creating import free_name
+from dylora_moe.lifecycle.live import LivePool, LiveSkill
+from dylora_moe.lifecycle.recipe import Recipe
+from dylora_moe.ports import ArtifactStore
+from dylora_moe.records import Example, ExpertVersion, pair
+from dylora_moe.text.split import split
+
+_FEWEST = 8
+"""Prompts that a row of the router can be fitted on."""
+
+
+def import_expert(
+    live: LivePool,
+    stores: Stores,
+    recipe: Recipe,
+    folder: Path,
+    name: str,
+    prompts: Sequence[str],
+    examples: Sequence[Example] = (),
+) -> ExpertVersion:
+    """Brings a trained PEFT adapter into the pool as a mature expert.
+
+    The gate is asked as for every change: an adapter whose prompts would draw away those of an
+    older skill is not let in.
+
+    Args:
+        prompts: what its inputs look like; the router's row is fitted on them.
+        examples: the same with answers, where there are any; part of them validates it later.
+
+    Raises:
+        DataError: too few prompts.
+        ExpertError: the adapter does not fit the base.
+        PoolError: the gate refused, or the name cannot be used.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    if len(distinct) < _FEWEST:
+        raise DataError(
+            f"{folder}: {len(distinct)} different prompts to route by; give at least {_FEWEST}"
+        )
+    alias = free_name(live, name)
+    train, validation = split(examples, recipe.validation_fraction) if examples else ([], [])
+    held_out = {example.prompt for example in validation}
+    distinct = [prompt for prompt in distinct if prompt not in held_out] or distinct
+    expert_id = stores.registry.next_expert_id()
+    skill_id = f"skill_{expert_id.removeprefix('expert_')}_import"
+    before = load_card(live, stores.artifacts)
+    live.experts.load(expert_id, folder)
+    try:
+        live.versions[expert_id] = 1
+        keys = [pair(prompt, "-").key for prompt in distinct]
+        skill = live.library.add_skill(skill_id, prompt_features(live, distinct), expert_id, keys)
+        live.router.add_expert(skill_id, expert_id, skill.statistics)
+        live.router.set_maturity({expert_id: 1.0})
+        rows = live.encode(validation) if validation else None
+        live.skills[skill_id] = LiveSkill(skill_id, alias, expert_id, tuple(validation), rows)
+        adapt_router(live, recipe)
+        scored, decision = weigh(live, before, recipe, changed=[expert_id])
+        if not decision.promoted:
+            raise PoolError(f"{alias} was not let in: {decision.reason}; the pool is as it was")
+        path, files = store_expert(live, stores, expert_id, _card(live, alias, folder))
+        version = ExpertVersion(
+            expert_id=expert_id,
+            skill_id=skill_id,
+            alias=alias,
+            version=1,
+            lora_config=live.experts.config(expert_id),
+            storage_path=path,
+            files=files,
+            maturity=1.0,
+            history={"imported": True, "prompts": len(distinct)},
+        )
+        record = store_skill(live, stores, skill_id, alias, train=train, validation=validation)
+        commit(
+            live,
+            stores,
+            experts=(*live.revision.experts, version),
+            skills=(*live.revision.skills, record),
+            card=scored.card,
+            arrival=alias,
+            note=f"imported {alias}",
+            numbers={"action": "imported", "expert": alias, "version": 1, "skill": alias},
+        )
+    except BaseException:
+        live.become(stores.registry.current(), dirty=[expert_id])
+        raise
+    return live.version(alias)
+
+
+def export_experts(
+    live_experts: Sequence[ExpertVersion], artifacts: ArtifactStore, folder: Path
+) -> list[Path]:
+    """Copies experts out as plain PEFT adapters, `<folder>/<alias>`, each with its model card.
+
+    Raises:
+        PoolError: a folder of that name is there already.
+        ArtifactError: a stored file is damaged.
+    """
+    targets = [folder / version.alias for version in live_experts]
+    for target in targets:
+        if target.exists():
+            raise PoolError(f"{target} exists already; remove it or export to another folder")
+    for version, target in zip(live_experts, targets, strict=True):
+        staged = target.with_name(f".{target.name}.part")
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        for artifact in version.files:
+            source = artifacts.open(artifact)
+            shutil.copy2(source, staged / source.name)
+        staged.rename(target)
+    return targets
+
+
+def _card(live: LivePool, alias: str, folder: Path) -> str:
+    return (
+        f"---\nbase_model: {live.experts.base_name}\nlibrary_name: peft\n"
+        f"tags: [lora, dylora-moe]\n---\n\n# {alias}\n\n"
+        f"A LoRA expert for `{live.experts.base_name}`, imported from the adapter `{folder.name}`.\n"
+    )

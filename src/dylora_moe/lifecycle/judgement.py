@@ -1,0 +1,125 @@
+"""The verdict on an arrival: the detector's measurement and the nearest experts' losses.
+
+Knows the live pool and a detector; changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.lifecycle.observation import Observation
+from dylora_moe.lifecycle.scorecard import Scorecard
+from dylora_moe.records import BASE_NAME, Interval, Verdict
+from dylora_moe.skills.library import SkillLibrary
+from dylora_moe.skills.novelty import Measurement, NoveltyDetector
+from dylora_moe.training.measure import RowLosses, answer_losses
+
+_ROWS = 64
+"""Rows whose answers are scored for the second axis; what the design's figures used."""
+_EXPERTS = 2
+_RESAMPLES = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A verdict with what it rests on.
+
+    Attributes:
+        skill_id: the skill it would be learned into; None in an empty pool.
+        base_loss: token-mean loss of the base on a sample of the answers.
+        losses: the same of the nearest experts, by id.
+    """
+
+    verdict: Verdict
+    skill_id: str | None
+    base_loss: float | None
+    losses: Mapping[str, float]
+
+
+def judge(
+    live: LivePool,
+    card: Scorecard,
+    observation: Observation,
+    detector: NoveltyDetector,
+    *,
+    library: SkillLibrary | None = None,
+    features: torch.Tensor | None = None,
+) -> Judgement:
+    """Measures both axes and decides.
+
+    Args:
+        card: the pool's scores; an expert's own validation loss is read from it.
+        library, features: what the detector compares, where it is not the tap features (a cosine
+            test looks at last-layer states).
+    """
+    measured = detector.measure(
+        observation.features if features is None else features,
+        live.library if library is None else library,
+    )
+    tokens = observation.answer_tokens
+    if not measured.nearest:
+        return Judgement(detector.verdict(measured, tokens=tokens), None, None, {})
+    base = answer_losses(live.model, observation.train, expert=BASE_NAME, limit=_ROWS)
+    skills = [skill_id for skill_id, _ in measured.nearest]
+    experts = list(dict.fromkeys(live.skills[s].expert_id for s in skills))[:_EXPERTS]
+    losses = {
+        expert: answer_losses(live.model, observation.train, expert=expert, limit=_ROWS)
+        for expert in experts
+    }
+    skill_id, fit = _best_fit(live, card, skills, base, losses)
+    verdict = detector.verdict(measured, fit=fit, tokens=tokens)
+    if verdict.name in ("known", "revised"):
+        # Not told apart from the nearest skill: it is that one, whoever answers better.
+        skill_id = skills[0]
+    return Judgement(
+        verdict, skill_id, base.mean, {expert: found.mean for expert, found in losses.items()}
+    )
+
+
+def _best_fit(
+    live: LivePool,
+    card: Scorecard,
+    skills: list[str],
+    base: RowLosses,
+    losses: Mapping[str, RowLosses],
+) -> tuple[str, Interval]:
+    """The nearest skill whose expert does best on the rows, and how well."""
+    found = []
+    for skill_id in skills:
+        expert = live.skills[skill_id].expert_id
+        if expert not in losses:
+            continue
+        own = card.skills[skill_id].pinned_loss if skill_id in card.skills else float("nan")
+        found.append((skill_id, relative_loss(losses[expert], base, own)))
+    # The nearest skill's own expert wins ties, since `min` keeps the first.
+    return min(found, key=lambda pair: pair[1].value)
+
+
+def relative_loss(expert: RowLosses, base: RowLosses, own: float, seed: int = 0) -> Interval:
+    """(expert - own) / (base - own) with a 95% bootstrap interval over the rows.
+
+    Args:
+        expert: losses of the expert on the new rows.
+        base: losses of the base on the same rows.
+        own: the expert's validation loss on its own skill; 0 where it has none (NaN).
+
+    Returns:
+        0 as good as on its own data, 1 no better than the base. Where the base is hardly worse
+        than the expert is at home, the denominator is held at a tenth of the base's loss.
+    """
+    home = own if own == own else 0.0
+    generator = torch.Generator().manual_seed(seed)
+    n = len(expert.total)
+    draws = torch.randint(n, (_RESAMPLES, n), generator=generator)
+    draws = torch.cat([torch.arange(n)[None], draws])
+    tokens = expert.tokens.double()[draws].sum(1).clamp_min(1)
+    ours = expert.total.double()[draws].sum(1) / tokens
+    theirs = base.total.double()[draws].sum(1) / tokens
+    span = torch.maximum(theirs - home, 0.1 * theirs).clamp_min(1e-6)
+    ratios = (ours - home) / span
+    low, high = ratios[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return Interval(float(ratios[0]), low, high)

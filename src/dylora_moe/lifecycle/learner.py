@@ -1,0 +1,243 @@
+"""The learner: takes arrivals one by one and decides, with all it may use, what becomes of each.
+
+observe -> verdict -> expert -> training -> router -> gate -> promoted. Whatever goes wrong on the
+way, the pool answers as before: what is live becomes the current revision again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+
+from dylora_moe.errors import DyLoRAError, LearningInterruptedError
+from dylora_moe.lifecycle.change import Stores, load_card, to_names
+from dylora_moe.lifecycle.consolidating import consolidate
+from dylora_moe.lifecycle.cost import estimate
+from dylora_moe.lifecycle.creating import create, growth_refusals
+from dylora_moe.lifecycle.judgement import Judgement, judge
+from dylora_moe.lifecycle.last_states import last_layer_library, last_layer_states
+from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.lifecycle.observation import Observation, observe
+from dylora_moe.lifecycle.recipe import Order, Recipe
+from dylora_moe.lifecycle.results import LearnResult, Plan
+from dylora_moe.lifecycle.step import Step, finished
+from dylora_moe.lifecycle.watch import Watch
+from dylora_moe.ports import Reporter, Run
+from dylora_moe.records import Arrival, Event, Example, Verdict
+from dylora_moe.skills.separability import separability
+
+
+class Learner:
+    """Learns into one live pool; the caller holds the pool's lock.
+
+    Args:
+        live: the pool in memory.
+        stores: where it is kept.
+        recipe: how to learn.
+        watch: is told what happens.
+        reporter: makes the reporter of a run from its folder.
+    """
+
+    def __init__(
+        self,
+        live: LivePool,
+        stores: Stores,
+        recipe: Recipe,
+        watch: Watch,
+        reporter: Callable[[Run], Reporter],
+    ) -> None:
+        self.live, self.stores, self.recipe = live, stores, recipe
+        self.watch, self._reporter = watch, reporter
+
+    def plan(self, arrival: Arrival) -> Plan:
+        """The verdict on an arrival and what learning it would cost; nothing is changed."""
+        joined, waited = self._joined(arrival)
+        observation, judgement = self._look(joined)
+        return Plan(
+            arrival=arrival.name,
+            rows=observation.rows,
+            tokens=observation.tokens,
+            verdict=judgement.verdict,
+            base_loss=judgement.base_loss,
+            nearest_losses=to_names(self.live, judgement.losses),
+            cost=estimate(self.live, self.stores, self.recipe, observation, judgement.verdict.name),
+            waiting=sum(len(rows) for _, rows in waited),
+        )
+
+    def add_new_skill(self, arrival: Arrival, order: Order = Order()) -> LearnResult:
+        """Learns one arrival, or says why not.
+
+        Raises:
+            DataError: rows that cannot be encoded.
+            PoolError: `order.into` names no skill; a cap is reached and the person asked for more.
+            TrainingError: a run that went wrong; the pool is as it was.
+            LearningInterruptedError: Ctrl-C; the run is kept and resumed by the same command.
+        """
+        start = time.perf_counter()
+        if not (order.into or order.as_new) and (told := self._already_known(arrival, start)):
+            return told
+        joined, waited = self._joined(arrival)
+        with self._taken_back(arrival.name):
+            observation, judgement = self._look(joined)
+            self.watch.verdict(arrival.name, judgement.verdict)
+            self._record_arrival(observation, judgement)
+            step = Step(
+                live=self.live,
+                stores=self.stores,
+                recipe=self.recipe,
+                order=order,
+                watch=self.watch,
+                reporter=self._reporter,
+                observation=observation,
+                judgement=judgement,
+                card=load_card(self.live, self.stores.artifacts),
+                key=self._key(joined, order),
+                start=start,
+            )
+            result = self._act(step)
+            if result.action != "waiting":
+                self.stores.examples.admit([name for name, _ in waited])
+        self.watch.result(result)
+        return result
+
+    def _act(self, step: Step) -> LearnResult:
+        order, verdict = step.order, step.judgement.verdict
+        if order.into is not None:
+            return consolidate(step, self.live.record(order.into).skill_id, of_verdict="known")
+        if order.as_new:
+            return create(step)
+        if verdict.name == "unsure":
+            return self._wait(step, verdict.reason)
+        if verdict.name == "novel":
+            refused = growth_refusals(step)
+            return self._wait(step, refused) if refused else create(step)
+        assert step.judgement.skill_id is not None
+        return consolidate(step, step.judgement.skill_id, of_verdict=verdict.name)
+
+    def _look(self, arrival: Arrival) -> tuple[Observation, Judgement]:
+        self.watch.stage("observe", f"{len(arrival.examples)} rows of {arrival.name}")
+        observation = observe(
+            self.live,
+            arrival,
+            fraction=self.recipe.validation_fraction,
+            max_length=self.recipe.max_length,
+            progress=lambda done, total: self.watch.progress(done, total, {}),
+        )
+        self.watch.stage("verdict", arrival.name)
+        detector = self.recipe.detector(self.live)
+        last = self.recipe.last_layer
+        judgement = judge(
+            self.live,
+            load_card(self.live, self.stores.artifacts),
+            observation,
+            detector,
+            library=last_layer_library(self.live) if last else None,
+            features=last_layer_states(self.live, observation.train) if last else None,
+        )
+        return observation, judgement
+
+    def _joined(self, arrival: Arrival) -> tuple[Arrival, list[tuple[str, list[Example]]]]:
+        """The arrival with the waiting rows that are of its kind."""
+        waiting = self.stores.examples.waiting()
+        if not waiting or not arrival.examples:
+            return arrival, []
+        ours = self.live.encode(arrival.examples, max_length=self.recipe.max_length).features
+        chosen = []
+        for name, rows in waiting:
+            theirs = self.live.encode(rows, max_length=self.recipe.max_length).features
+            alike = name == arrival.name or (
+                min(len(ours), len(theirs)) >= 2 and separability(ours, theirs).value < 0.8
+            )
+            if alike:
+                chosen.append((name, rows))
+        known = {example.key for example in arrival.examples}
+        extra = {
+            row.key: row for _, rows in chosen for row in rows if row.key not in known
+        }
+        return replace(arrival, examples=(*arrival.examples, *extra.values())), chosen
+
+    def _already_known(self, arrival: Arrival, start: float) -> LearnResult | None:
+        """What to answer if every row was learned before: the same command again does nothing."""
+        for record in self.live.revision.skills:
+            stored = {e.key for e in self.live.read(record.examples + record.validation)}
+            if all(example.key in stored for example in arrival.examples):
+                reason = f"all {len(arrival.examples)} rows are in skill {record.name} already"
+                verdict = Verdict("known", None, None, ((record.skill_id, 0.5),), reason)
+                self.watch.verdict(arrival.name, verdict)
+                card = load_card(self.live, self.stores.artifacts)
+                result = LearnResult(
+                    arrival=arrival.name,
+                    verdict=verdict,
+                    action="unchanged",
+                    expert=self.live.alias(record.expert_id),
+                    version=self.live.versions[record.expert_id],
+                    skill=record.name,
+                    scores=card.by_name(),
+                    revision=self.live.revision.number,
+                    run_id="",
+                    seconds=time.perf_counter() - start,
+                    message=reason,
+                )
+                self.watch.result(result)
+                return result
+        return None
+
+    def _wait(self, step: Step, reason: str) -> LearnResult:
+        rows = (*step.observation.train_examples, *step.observation.validation_examples)
+        waiting = self.stores.examples.wait(step.observation.name, rows)
+        numbers = {"arrival": step.observation.name, "rows": len(rows)}
+        self.stores.registry.record(Event("waiting", numbers, reason))
+        return finished(step, "waiting", None, f"{reason}; {waiting} rows wait in the pool")
+
+    def _record_arrival(self, observation: Observation, judgement: Judgement) -> None:
+        verdict = judgement.verdict
+        numbers = {
+            "arrival": observation.name,
+            "rows": observation.rows,
+            "train_rows": len(observation.train_examples),
+            "validation_rows": len(observation.validation_examples),
+            "tokens": observation.tokens,
+            "verdict": verdict.name,
+            "reason": verdict.reason,
+            "separability": asdict(verdict.separability) if verdict.separability else None,
+            "fit": asdict(verdict.fit) if verdict.fit else None,
+            "nearest": [list(pair) for pair in verdict.nearest],
+            "nearest_losses": to_names(self.live, judgement.losses),
+            "base_loss": judgement.base_loss,
+            "seconds": observation.trunk_seconds,
+            "detector": verdict.detector,
+            "similarity": {verdict.detector: verdict.nearest[0][1]} if verdict.nearest else {},
+        }
+        self.stores.registry.record(Event("arrival", numbers, verdict.reason))
+
+    def _key(self, arrival: Arrival, order: Order) -> str:
+        body = "\n".join([
+            self.recipe.fingerprint, repr(order), str(self.live.revision.number),
+            *(example.key for example in arrival.examples),
+        ])  # fmt: skip
+        return hashlib.sha256(body.encode()).hexdigest()
+
+    @contextmanager
+    def _taken_back(self, name: str) -> Iterator[None]:
+        """Whatever is raised within, what is live becomes the current revision again."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            self._restore()
+            raise LearningInterruptedError(
+                f"interrupted while learning {name}: the pool is as it was, the unfinished run is "
+                "kept; the same command goes on with it"
+            ) from None
+        except BaseException as error:
+            self._restore()
+            if isinstance(error, DyLoRAError):
+                self.stores.registry.record(
+                    Event("error", {"arrival": name, "type": type(error).__name__}, str(error))
+                )
+            raise
+
+    def _restore(self) -> None:
+        self.live.become(self.stores.registry.current(), dirty=self.live.experts.names)

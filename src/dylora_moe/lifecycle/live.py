@@ -1,0 +1,215 @@
+"""A revision of the pool in memory: model with its experts, router and library, kept in step.
+
+Knows how a revision becomes live and how a half-made change is taken back (`become` the current
+revision again); knows nothing of verdicts or training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dylora_moe.errors import PoolError
+from dylora_moe.experts.manager import ExpertManager
+from dylora_moe.foundation.base import Base
+from dylora_moe.foundation.statistics import FeatureStatistics
+from dylora_moe.foundation.trunk_cache import TrunkCache
+from dylora_moe.model.dylora_moe import DyLoRAMoE
+from dylora_moe.ports import ArtifactStore, ExampleStore
+from dylora_moe.records import Artifact, Example, ExpertVersion, PoolRevision, SkillRecord
+from dylora_moe.routing import state as router_state
+from dylora_moe.routing.correction import GateKind
+from dylora_moe.routing.router import DynamicHybridRouter
+from dylora_moe.skills.library import SkillLibrary
+from dylora_moe.text.template import PromptFormat, encode_all
+from dylora_moe.training.rows import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class LiveSkill:
+    """A skill with its validation rows, encoded; `rows` is None where it has none."""
+
+    skill_id: str
+    name: str
+    expert_id: str
+    validation: tuple[Example, ...]
+    rows: Rows | None
+
+
+class LivePool:
+    """The pool as it answers now.
+
+    Args:
+        base: the frozen base.
+        fmt: the pool's prompt format.
+        own: tap features of the base's own prompts, which *no expert* is fitted on.
+        artifacts: the pool's files.
+        examples: the pool's skill store.
+        scratch: folder that large trunk states are mapped from.
+
+    Attributes:
+        model: base, experts and router.
+        library: the skills' statistics and stored features.
+        skills: by id, in order of appearance.
+        revision: what is live; a change in the making is not in it yet.
+        versions: version of each loaded expert, one in the making included.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        fmt: PromptFormat,
+        own: Float[Tensor, "n d_features"],
+        artifacts: ArtifactStore,
+        examples: ExampleStore,
+        scratch: Path | None = None,
+    ) -> None:
+        self.base, self.fmt, self.own, self.scratch = base, fmt, own, scratch
+        self._artifacts, self._examples = artifacts, examples
+        self.own_statistics = FeatureStatistics.from_features(own)
+        self.experts = ExpertManager(base.model, base.anatomy, base_name=base.name)
+        self.library = SkillLibrary()
+        self.skills: dict[str, LiveSkill] = {}
+        self.versions: dict[str, int] = {}
+        self.revision = PoolRevision(0, None, (), (), None, None, note="empty")
+        self.model = DyLoRAMoE(base, self.fresh_router(), self.experts)
+        self._rows: dict[tuple[Artifact, ...], tuple[tuple[Example, ...], Rows | None]] = {}
+
+    @property
+    def router(self) -> DynamicHybridRouter:
+        return self.model.router
+
+    def fresh_router(self, gate: GateKind = "linear", top_k: int = 2) -> DynamicHybridRouter:
+        """A router in closed form over the library's skills, with nothing learned yet."""
+        router = DynamicHybridRouter(self.base.anatomy.d_features, gate=gate, top_k=top_k)
+        router.set_none(self.own_statistics)
+        for skill in self.library.skills:
+            router.add_expert(skill.skill_id, skill.expert_id, skill.statistics)
+        return router.to(self.base.device)
+
+    def become(self, revision: PoolRevision, *, dirty: Sequence[str] = ()) -> None:
+        """Makes a revision live: loads what it has, takes out what it has not.
+
+        Args:
+            revision: of this pool.
+            dirty: experts whose weights in memory were changed and must be read again.
+
+        Raises:
+            ArtifactError: a file of the revision is missing or damaged.
+        """
+        # Everything is read before anything is replaced: a damaged file leaves the pool answering.
+        library = SkillLibrary()
+        for record in revision.skills:
+            library.load(self._artifacts.open(record.features).read_bytes())
+        wanted = {version.expert_id: version for version in revision.experts}
+        stale = [
+            name
+            for name in self.experts.names
+            if name in dirty or name not in wanted or self.versions.get(name) != wanted[name].version
+        ]
+        folders = {
+            name: self._folder(version)
+            for name, version in wanted.items()
+            if name in stale or name not in self.experts.names
+        }
+        router = None
+        if revision.router is not None:
+            router = router_state.from_bytes(self._artifacts.open(revision.router).read_bytes())
+        for name in stale:
+            self.experts.remove(name)
+        for name, folder in folders.items():
+            self.experts.load(name, folder)
+        self.library = library
+        self.model.router = (router or self.fresh_router()).to(self.base.device)
+        self.skills = {record.skill_id: self._skill(record) for record in revision.skills}
+        self.versions = {name: version.version for name, version in wanted.items()}
+        self.router.set_maturity({name: v.maturity for name, v in wanted.items()})
+        self.experts.freeze()
+        self.experts.activate_all_experts()
+        self.revision = revision
+
+    def restore_expert(self, expert_id: str) -> None:
+        """Reads the promoted weights of one expert again; library and router stay."""
+        version = next(v for v in self.revision.experts if v.expert_id == expert_id)
+        folder = self._folder(version)
+        self.experts.remove(expert_id)
+        self.experts.load(expert_id, folder)
+        self.versions[expert_id] = version.version
+
+    def ref(self, expert_id: str) -> str:
+        """`expert_1@2`: the expert with the version that is loaded."""
+        return f"{expert_id}@{self.versions[expert_id]}"
+
+    def version(self, name: str) -> ExpertVersion:
+        """The live expert of this alias or id.
+
+        Raises:
+            PoolError: there is none.
+        """
+        found = self.revision.expert(name)
+        if found is None:
+            known = ", ".join(e.alias for e in self.revision.experts) or "none yet"
+            raise PoolError(f"no expert '{name}' in this pool; there are: {known}")
+        return found
+
+    def alias(self, expert_id: str) -> str:
+        """What people call the expert."""
+        found = self.revision.expert(expert_id)
+        return found.alias if found is not None else expert_id
+
+    def record(self, name: str) -> SkillRecord:
+        """The skill of this name or id, or the first one of the expert of this name.
+
+        Raises:
+            PoolError: there is none.
+        """
+        for record in self.revision.skills:
+            if name in (record.name, record.skill_id):
+                return record
+        expert = self.revision.expert(name)
+        for record in self.revision.skills:
+            if expert is not None and record.expert_id == expert.expert_id:
+                return record
+        known = ", ".join(r.name for r in self.revision.skills) or "none yet"
+        raise PoolError(f"no skill '{name}' in this pool; there are: {known}")
+
+    def encode(
+        self,
+        examples: Sequence[Example],
+        *,
+        max_length: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Rows:
+        """Token ids and trunk states of examples.
+
+        Raises:
+            DataError: a row is longer than the model's context (or `max_length`).
+        """
+        limit = max_length or self.base.context_length
+        encoded, _ = encode_all(examples, self.base.tokenizer, self.fmt, limit)
+        trunk = TrunkCache(self.base, encoded, folder=self.scratch, progress=progress)
+        return Rows(tuple(encoded), trunk)
+
+    def read(self, files: tuple[Artifact, ...]) -> tuple[Example, ...]:
+        """Stored examples, each content once, the newest file's first say."""
+        found: dict[str, Example] = {}
+        for artifact in reversed(files):
+            for example in self._examples.read(artifact):
+                found.setdefault(example.key, example)
+        return tuple(found.values())
+
+    def _skill(self, record: SkillRecord) -> LiveSkill:
+        if record.validation not in self._rows:
+            examples = self.read(record.validation)
+            self._rows[record.validation] = (examples, self.encode(examples) if examples else None)
+        examples, rows = self._rows[record.validation]
+        return LiveSkill(record.skill_id, record.name, record.expert_id, examples, rows)
+
+    def _folder(self, version: ExpertVersion) -> Path:
+        for artifact in version.files:
+            self._artifacts.open(artifact)
+        return self._artifacts.root / version.storage_path

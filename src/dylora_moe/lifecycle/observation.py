@@ -1,0 +1,106 @@
+"""An arrival as the learner sees it: rows split, encoded, and run through the trunk once.
+
+Knows data and the base; knows nothing of what the pool already has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from dylora_moe.errors import DataError
+from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.records import Arrival, Example
+from dylora_moe.text.split import split
+from dylora_moe.training.rows import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What was seen of an arrival.
+
+    Attributes:
+        name: of the arrival.
+        train_examples, validation_examples: the split's two sides.
+        train: encoded training rows with their trunk states.
+        validation: the same of the validation rows; None where there are none.
+        tokens: of all rows.
+        answer_tokens: trained tokens of the training rows.
+        trunk_seconds: time the trunk took over all rows.
+    """
+
+    name: str
+    train_examples: tuple[Example, ...]
+    validation_examples: tuple[Example, ...]
+    train: Rows
+    validation: Rows | None
+    tokens: int
+    answer_tokens: int
+    trunk_seconds: float
+
+    @property
+    def features(self) -> Float[Tensor, "n d_features"]:
+        """Tap features of the training rows."""
+        return self.train.features
+
+    @property
+    def rows(self) -> int:
+        return len(self.train_examples) + len(self.validation_examples)
+
+
+def observe(
+    live: LivePool,
+    arrival: Arrival,
+    *,
+    fraction: float,
+    max_length: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Observation:
+    """Splits and encodes an arrival and takes its trunk states.
+
+    Args:
+        fraction: share of the rows that validate, where the arrival names no validation rows.
+        max_length: tokens; the model's context where None.
+        progress: called with (rows done, rows in all).
+
+    Raises:
+        DataError: no rows to train on, or a row longer than the limit.
+    """
+    if arrival.validation is None:
+        train, validation = split(arrival.examples, fraction)
+    else:
+        train, validation = list(arrival.examples), list(arrival.validation)
+    if not train:
+        raise DataError(
+            f"{arrival.name}: no rows to train on, all {len(validation)} validate; bring more rows "
+            "or name a file of them: --validation FILE"
+        )
+    start = time.perf_counter()
+    total = len(train) + len(validation)
+    rows = live.encode(
+        train, max_length=max_length, progress=progress and (lambda done, _: progress(done, total))
+    )
+    held_out = (
+        live.encode(
+            validation,
+            max_length=max_length,
+            progress=progress and (lambda done, _: progress(len(train) + done, total)),
+        )
+        if validation
+        else None
+    )
+    lengths = rows.lengths + (held_out.lengths if held_out is not None else ())
+    return Observation(
+        name=arrival.name,
+        train_examples=tuple(train),
+        validation_examples=tuple(validation),
+        train=rows,
+        validation=held_out,
+        tokens=sum(lengths),
+        answer_tokens=sum(rows.targets),
+        trunk_seconds=time.perf_counter() - start,
+    )

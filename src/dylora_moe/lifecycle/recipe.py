@@ -1,0 +1,76 @@
+"""How a pool learns: every number that the life of a skill depends on, as plain values.
+
+Made at the door from the person's settings; knows nothing of where they were written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dylora_moe.experts.sites import Targets
+from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.routing.correction import GateKind
+from dylora_moe.skills.growth import GrowthLimits
+from dylora_moe.skills.novelty import NoveltyDetector
+from dylora_moe.training.objective import RouterLossWeights
+from dylora_moe.training.phases import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertShape:
+    """What a new expert looks like; `start` is zero, or the merge of the nearest experts."""
+
+    rank: int
+    alpha: float
+    dropout: float
+    targets: Targets
+    start: Literal["zero", "merge"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to learn.
+
+    Attributes:
+        detector: makes the novelty test for the live pool.
+        last_layer: whether the test looks at last-layer states instead of the tap's features.
+        new_expert: phases of a new expert.
+        more_data: phases of an expert that gets more data.
+        gate, top_k: of the router.
+        none_share: share of the skills' own rows that the router may send to no expert.
+        tolerance: relative rise of an older skill's loss that the gate lets through.
+        better: relative fall of its validation loss that makes a new version worth it.
+        generate: validation rows a skill whose answers are generated and checked.
+        fingerprint: of all settings; a run is only resumed under the same ones.
+    """
+
+    seed: int
+    validation_fraction: float
+    max_length: int | None
+    detector: Callable[[LivePool], NoveltyDetector]
+    last_layer: bool
+    growth: GrowthLimits
+    shape: ExpertShape
+    new_expert: tuple[Phase, ...]
+    more_data: tuple[Phase, ...]
+    gate: GateKind
+    top_k: int
+    none_share: float
+    losses: RouterLossWeights
+    tolerance: float
+    generate: int
+    gradient_checkpointing: bool
+    fingerprint: str
+    better: float = 0.005
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a person overrules: which skill, that it is new, what a new expert is called."""
+
+    into: str | None = None
+    as_new: bool = False
+    name: str | None = None

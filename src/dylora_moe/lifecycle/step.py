@@ -1,0 +1,95 @@
+"""One arrival on its way through the pool: everything the actions on it need, and its result."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dylora_moe.lifecycle.change import Stores, load_card
+from dylora_moe.lifecycle.judgement import Judgement
+from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.lifecycle.observation import Observation
+from dylora_moe.lifecycle.recipe import Order, Recipe
+from dylora_moe.lifecycle.results import Action, LearnResult
+from dylora_moe.lifecycle.scorecard import Scorecard
+from dylora_moe.lifecycle.watch import Watch
+from dylora_moe.ports import Reporter, Run
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """What an action on an arrival works with.
+
+    Attributes:
+        card: scores of the revision the step starts from.
+        key: hash of the rows, the settings and that revision: what a run is resumed by.
+        start: `time.perf_counter()` when the arrival came.
+    """
+
+    live: LivePool
+    stores: Stores
+    recipe: Recipe
+    order: Order
+    watch: Watch
+    reporter: Callable[[Run], Reporter]
+    observation: Observation
+    judgement: Judgement
+    card: Scorecard
+    key: str
+    start: float
+
+    @property
+    def skill_id(self) -> str:
+        """Id of a new skill made of this arrival: its content's hash, so a resumed run agrees."""
+        return f"skill_{self.key[:12]}"
+
+    def arrivals_since_creation(self) -> int | None:
+        """Arrivals judged since the last expert was created, this one not counted."""
+        count = 0
+        for event in reversed(self.stores.registry.events()):
+            if event.kind == "promoted" and event.numbers.get("action") == "created":
+                return max(0, count - 1)
+            count += event.kind == "arrival"
+        return None
+
+    def run(self) -> Run:
+        """The run of this very step: an unfinished one, or a new one.
+
+        An unfinished run that started from another revision or under other settings can never be
+        gone on with and is closed.
+        """
+        for run in self.stores.runs.unfinished():
+            state = run.state()
+            if state.get("key") == self.key:
+                return run
+            if state.get("arrival") == self.observation.name:
+                run.save({**state, "abandoned": True})
+                run.finish()
+        return self.stores.runs.create({"arrival": self.observation.name, "key": self.key})
+
+
+def finished(
+    step: Step,
+    action: Action,
+    skill_id: str | None,
+    message: str,
+    run: Run | None = None,
+) -> LearnResult:
+    """The result of a step, read off what is live now."""
+    live = step.live
+    card = load_card(live, step.stores.artifacts)
+    skill = live.skills.get(skill_id) if skill_id is not None else None
+    return LearnResult(
+        arrival=step.observation.name,
+        verdict=step.judgement.verdict,
+        action=action,
+        expert=live.alias(skill.expert_id) if skill is not None else None,
+        version=live.versions[skill.expert_id] if skill is not None else None,
+        skill=skill.name if skill is not None else None,
+        scores=card.by_name(),
+        revision=live.revision.number,
+        run_id=run.id if run is not None else "",
+        seconds=time.perf_counter() - step.start,
+        message=message,
+    )

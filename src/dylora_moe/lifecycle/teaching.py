@@ -1,0 +1,77 @@
+"""Trains an expert for a step: the phases, who collaborates, what is rehearsed, what is measured.
+
+Knows the training room; knows nothing of what happens to the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.lifecycle.step import Step
+from dylora_moe.ports import Run
+from dylora_moe.records import BASE_NAME
+from dylora_moe.training.expert import train_expert
+from dylora_moe.training.objective import Rehearsal
+from dylora_moe.training.outcome import TrainingOutcome
+from dylora_moe.training.phases import Phase
+from dylora_moe.training.rows import Rows
+
+TARGET = "own"
+_NEIGHBOURS = 2
+
+
+def teach(
+    step: Step,
+    run: Run,
+    expert_id: str,
+    phases: Sequence[Phase],
+    train: Rows,
+    target: Rows,
+    *,
+    others: Mapping[str, Rows] | None = None,
+    on_creation: Mapping[str, Any] | None = None,
+) -> TrainingOutcome:
+    """Runs the phases on an expert that is in the model and in the router.
+
+    Args:
+        target: validation rows that early stopping and the best weights go by.
+        others: further evaluation sets by name; their loss is logged.
+        on_creation: numbers logged once, before the first step.
+    """
+    live, watch = step.live, step.watch
+    watch.stage("training", f"{expert_id} on {len(train)} rows")
+    with closing(step.reporter(run)) as reporter:
+        if on_creation:
+            reporter.log(dict(on_creation), 0)
+        return train_expert(
+            live.model,
+            expert_id,
+            train=train,
+            evaluation={TARGET: target, **(others or {})},
+            target=TARGET,
+            phases=phases,
+            neighbours=neighbours(live, step, expert_id),
+            rehearsal=rehearsal(live),
+            losses=step.recipe.losses,
+            folder=run.path,
+            reporter=reporter,
+            seed=step.recipe.seed,
+            gradient_checkpointing=step.recipe.gradient_checkpointing,
+            on_progress=watch.progress,
+            on_warning=watch.warning,
+        )
+
+
+def neighbours(live: LivePool, step: Step, expert_id: str) -> tuple[str, ...]:
+    """The nearest other experts, nearest first: whom a young expert collaborates with."""
+    found = [live.skills[s].expert_id for s, _ in step.judgement.verdict.nearest]
+    return tuple(e for e in dict.fromkeys(found) if e != expert_id)[:_NEIGHBOURS]
+
+
+def rehearsal(live: LivePool) -> Rehearsal:
+    """The stored features of every skill and the base's own prompts."""
+    features = {skill.skill_id: skill.features for skill in live.library.skills}
+    return Rehearsal({**features, BASE_NAME: live.own})

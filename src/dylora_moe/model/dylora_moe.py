@@ -1,0 +1,272 @@
+"""The model: a frozen base, experts above its tap, and a router that reads at the tap.
+
+Knows how one pass finds its gates and how HF's Trainer looks at a model; knows nothing of phases,
+pools or texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from dylora_moe.errors import ConfigError, RoutingError
+from dylora_moe.experts.gates import Gates
+from dylora_moe.experts.manager import ExpertManager
+from dylora_moe.foundation.anatomy import blocks
+from dylora_moe.foundation.base import Base
+from dylora_moe.foundation.tap import TapReader
+from dylora_moe.foundation.trunk import TrunkBatch, replay
+from dylora_moe.model import checkpointing
+from dylora_moe.model.loss import TrainedPositions, cross_entropy, trained_positions
+from dylora_moe.model.operations import count_operations
+from dylora_moe.model.output import RoutedOutput
+from dylora_moe.model.passes import Passes, prompt_mask_of
+from dylora_moe.routing.router import DynamicHybridRouter
+from dylora_moe.routing.routing import Routing
+
+
+class DyLoRAMoE(nn.Module):
+    """Base, experts and router in one forward pass.
+
+    Only experts (those the manager made trainable) and router learn: the base, its head too, is
+    frozen, and stays in eval mode when this module trains, so that its hidden states are constants
+    of the data. Nothing of a pass is kept on the module.
+
+    Args:
+        base: the frozen base.
+        router: of width `base.anatomy.d_features`.
+        experts: the manager of adapters on `base.model`.
+
+    Raises:
+        RoutingError: the router is of another width.
+        ConfigError: the manager's adapters are on another model.
+    """
+
+    main_input_name = "input_ids"
+    accepts_loss_kwargs = True
+    supports_gradient_checkpointing = True
+
+    def __init__(self, base: Base, router: DynamicHybridRouter, experts: ExpertManager) -> None:
+        super().__init__()
+        if experts.model is not base.model:
+            raise ConfigError("the experts are on another model; make their manager of base.model")
+        if router.d_features != base.anatomy.d_features:
+            raise RoutingError(
+                f"the router takes {router.d_features} features and the base gives "
+                f"{base.anatomy.d_features}; make it of base.anatomy.d_features"
+            )
+        self.base = base
+        self.experts = experts
+        self.model = base.model
+        self.router = router.to(base.device)
+        self.tap = TapReader(base.model, base.anatomy)
+        self._checkpointing = False
+        self.train(False)
+
+    @property
+    def config(self) -> PreTrainedConfig:
+        """The base's configuration."""
+        return self.model.config
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The compute dtype: the base's."""
+        return self.base.dtype
+
+    def forward(
+        self,
+        input_ids: Int[Tensor, "batch seq"] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Int[Tensor, "_ seq"] | None = None,
+        labels: Int[Tensor, "batch seq"] | None = None,
+        *,
+        prompt_mask: Bool[Tensor, "batch seq"] | None = None,
+        segment_ids: Int[Tensor, "1 seq"] | None = None,
+        trunk: TrunkBatch | None = None,
+        gates: Gates | Routing | None = None,
+        expert: str | None = None,
+        trained_logits_only: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> RoutedOutput:
+        """One pass, routed by `gates`, by `expert`, by the pinned expert, or by itself.
+
+        Args:
+            input_ids: tokens; may be left out where `trunk` stands in for them.
+            attention_mask: of padded rows; none for packed ones.
+            position_ids: of packed rows.
+            labels: the token itself where it is trained, -100 elsewhere; shifted here.
+            prompt_mask: what routing pools over; the attention mask where there are no labels.
+            segment_ids: row (0..n-1) of each token of a packed batch.
+            trunk: cached states of this very batch; the pass then starts at the tap.
+            gates: weights of experts per row (or segment), or an earlier pass's routing.
+            expert: one expert for all rows at weight one, or `base` for none.
+            trained_logits_only: compute logits only where labels are trained.
+            num_items_in_batch: what HF's Trainer divides the summed loss by.
+            use_cache: the base's own default where there are no labels.
+            kwargs: handed to the base.
+
+        Raises:
+            RoutingError: the arguments contradict each other, or do not say what to route by.
+            ExpertError: an unknown expert.
+        """
+        if labels is None and trained_logits_only:
+            raise RoutingError("trained_logits_only needs labels; pass them or leave it out")
+        if segment_ids is not None and attention_mask is not None:
+            raise RoutingError("packed rows would see each other; pass no attention_mask with them")
+        if input_ids is None and trunk is not None:
+            input_ids = torch.zeros(trunk.hidden.shape[:2], dtype=torch.long, device=self.device)
+        if labels is not None or segment_ids is not None or trunk is not None or self._recomputes:
+            use_cache = False
+        inputs = dict(kwargs, input_ids=input_ids, attention_mask=attention_mask)
+        inputs |= {"position_ids": position_ids, "use_cache": use_cache}
+        positions = None if labels is None else trained_positions(labels, segment_ids)
+        with ExitStack() as stack:
+            if gates is not None or expert is not None or self.experts.pinned is not None:
+                rows = 1 if input_ids is None else input_ids.shape[0]
+                source = self.passes.told(gates, expert, rows, segment_ids)
+            elif trunk is not None:
+                source = self.passes.routed(trunk.features, segment_ids)
+            else:
+                mask = prompt_mask_of(inputs, prompt_mask, labels)
+                source = self.passes.listening(mask, segment_ids)
+            routings = stack.enter_context(source)
+            if trunk is not None:
+                stack.enter_context(replay(self.base, trunk.hidden))
+            if positions is not None and trained_logits_only:
+                stack.enter_context(self._head_sees(positions.mask))
+            output = self.model(**{k: v for k, v in inputs.items() if v is not None})
+        if positions is not None and trained_logits_only:
+            output.logits = output.logits.squeeze(0)
+        return _routed_output(
+            output, routings[0] if routings else None, positions, num_items_in_batch
+        )
+
+    @property
+    def passes(self) -> Passes:
+        """How a pass of this model gets its gates."""
+        return Passes(self.router, self.experts, self.tap, self.device)
+
+    @contextmanager
+    def _head_sees(self, mask: Bool[Tensor, "batch seq"]) -> Iterator[None]:
+        def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return (args[0][mask.to(args[0].device)].unsqueeze(0), *args[1:])
+
+        head = self.model.get_submodule(self.base.anatomy.head_name)
+        handle = head.register_forward_pre_hook(select)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def train(self, mode: bool = True) -> DyLoRAMoE:
+        """Training mode of experts (their dropout) and router; the base stays in eval mode."""
+        self.training = mode
+        self.router.train(mode)
+        self.model.eval()
+        self.experts.train_dropout(mode)
+        for block in self._adapted_blocks:
+            # transformers' blocks checkpoint only in training mode; what is inside them stays.
+            block.training = self._recomputes
+        return self
+
+    def gradient_checkpointing_enable(
+        self,
+        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Recomputes the blocks above the tap in the backward pass (`model.checkpointing`).
+
+        The input is not made to require gradients, so backward stays above the tap.
+
+        Raises:
+            ConfigError: reentrant, offloaded, or blocks that cannot be checkpointed.
+        """
+        if offload:
+            raise ConfigError("checkpoints cannot be offloaded; set offload to False")
+        slot = self.experts.slot
+        checkpointing.enable(
+            self._adapted_blocks, slot, gradient_checkpointing_kwargs, every_n_layers
+        )
+        self._checkpointing = True
+        self.train(self.training)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keeps every block's activations again."""
+        checkpointing.disable(self._adapted_blocks)
+        self._checkpointing = False
+        self.train(self.training)
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """The same under the name that transformers is moving to."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+
+    def activation_checkpointing_disable(self) -> None:
+        """The same under the name that transformers is moving to."""
+        self.gradient_checkpointing_disable()
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self._checkpointing
+
+    @property
+    def is_activation_checkpointing(self) -> bool:
+        return self._checkpointing
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Numbers in base, experts and router, tied weights once."""
+        embedding = self.model.get_input_embeddings().weight if exclude_embeddings else None
+        return sum(
+            p.numel()
+            for p in self.parameters()
+            if (p.requires_grad or not only_trainable) and p is not embedding
+        )
+
+    def floating_point_ops(self, inputs: Mapping[str, Any], exclude_embeddings: bool = True) -> int:
+        """Operations of one training step on the batch (`model.operations`)."""
+        trunk = inputs.get("trunk")
+        tokens = inputs["input_ids"].numel() if trunk is None else trunk.hidden[..., 0].numel()
+        return count_operations(self.model, self.base.anatomy, tokens, from_tap=trunk is not None)
+
+    def can_generate(self) -> bool:
+        """Yes: `model.generation.generate`."""
+        return True
+
+    @property
+    def _recomputes(self) -> bool:
+        return self._checkpointing and self.training
+
+    @property
+    def _adapted_blocks(self) -> list[nn.Module]:
+        return list(blocks(self.model, self.base.anatomy)[self.base.anatomy.tap_layer :])
+
+
+def _routed_output(
+    output: CausalLMOutputWithPast,
+    routing: Routing | None,
+    positions: TrainedPositions | None,
+    num_items: Tensor | int | None,
+) -> RoutedOutput:
+    routed = RoutedOutput(**output, routing=routing)
+    if positions is not None:
+        assert output.logits is not None
+        chosen = output.logits if output.logits.dim() == 2 else output.logits[positions.mask]
+        loss = cross_entropy(chosen, positions, num_items)
+        routed.loss, routed.n_tokens = loss.mean, loss.n_tokens
+        routed.row_losses, routed.row_tokens = loss.row_means, loss.row_tokens
+    return routed

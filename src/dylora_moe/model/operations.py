@@ -1,0 +1,33 @@
+"""How many floating point operations a training step takes.
+
+Knows parameter counts; measures nothing.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dylora_moe.foundation.anatomy import Anatomy, blocks
+
+
+def count_operations(model: nn.Module, anatomy: Anatomy, tokens: int, *, from_tap: bool) -> int:
+    """Operations of one forward and backward pass.
+
+    A matrix of `p` parameters costs `2 p` per token forward, `2 p` for the gradient of its input
+    and, if it learns, `2 p` for its own (Kaplan et al. 2020, section 2.1, without attention's
+    score products). Below the tap nothing runs backward; a replayed trunk runs not at all.
+
+    Args:
+        model: the base with its adapters.
+        anatomy: its blocks and tap.
+        tokens: of the batch, with padding.
+        from_tap: whether the trunk is replayed.
+    """
+    parts = blocks(model, anatomy)
+    below = sum(p.numel() for block in parts[: anatomy.tap_layer] for p in block.parameters())
+    above = [p for block in parts[anatomy.tap_layer :] for p in block.parameters()]
+    above += list(model.get_submodule(anatomy.head_name).parameters())
+    backward = sum(2 * p.numel() for p in above)
+    own = sum(2 * p.numel() for p in above if p.requires_grad)
+    forward = 2 * sum(p.numel() for p in above) + (0 if from_tap else 2 * below)
+    return tokens * (forward + backward + own)

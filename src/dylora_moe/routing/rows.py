@@ -1,0 +1,178 @@
+"""The rows of the gate and what the closed form needs of each: count, mean and the shared scatter.
+
+Knows skills, the experts they go to, and statistics; knows nothing learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dylora_moe.errors import RoutingError
+from dylora_moe.foundation.statistics import FeatureStatistics, SharedScatter
+from dylora_moe.routing.closed_form import LinearRows, lda_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A skill, and the expert its inputs go to."""
+
+    skill_id: str
+    expert_id: str
+
+
+@dataclass(frozen=True, eq=False)
+class Class:
+    """What is kept of one class's statistics."""
+
+    count: int
+    mean: Float[Tensor, " d"]
+
+    def matches(self, statistics: FeatureStatistics) -> bool:
+        """Whether these are the statistics it came from, up to rounding."""
+        return self.count == statistics.count and torch.allclose(
+            self.mean, statistics.mean, rtol=1e-6, atol=1e-9
+        )
+
+
+class RowTable:
+    """The skills in order of arrival, and *no expert*.
+
+    Attributes:
+        rows: one for each skill.
+        classes: of the skills, in the same order.
+        none: of *no expert*, None until it is set.
+        shared: scatter of all of them.
+    """
+
+    def __init__(self, d_features: int, shrinkage: float) -> None:
+        self.shrinkage = shrinkage
+        self.rows: tuple[Row, ...] = ()
+        self.classes: tuple[Class, ...] = ()
+        self.none: Class | None = None
+        self.shared = SharedScatter(d_features)
+
+    @property
+    def has_none(self) -> bool:
+        """Whether the row of *no expert* is fitted."""
+        return self.none is not None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no statistics came yet."""
+        return self.none is None and not self.rows
+
+    @property
+    def fitted(self) -> tuple[Class, ...]:
+        """Every class there is, *no expert* first if it is fitted."""
+        return ((self.none,) if self.none is not None else ()) + self.classes
+
+    def index(self, skill_id: str) -> int:
+        """Place of the skill among the rows.
+
+        Raises:
+            RoutingError: the gate has no row for it.
+        """
+        for index, row in enumerate(self.rows):
+            if row.skill_id == skill_id:
+                return index
+        known = ", ".join(row.skill_id for row in self.rows) or "none"
+        raise RoutingError(f"the router has no row for skill {skill_id}; it knows {known}")
+
+    def add(self, row: Row, statistics: FeatureStatistics) -> None:
+        """Appends a skill."""
+        if any(row.skill_id == old.skill_id for old in self.rows):
+            raise RoutingError(
+                f"skill {row.skill_id} has a row already; extend it or give the new one another id"
+            )
+        self.shared.add(statistics)
+        self.rows += (row,)
+        self.classes += (Class(statistics.count, statistics.mean),)
+
+    def extend(self, skill_id: str, statistics: FeatureStatistics) -> None:
+        """Merges a further batch into a skill."""
+        index = self.index(skill_id)
+        old = self.classes[index]
+        nothing = torch.zeros_like(self.shared.total)
+        # Its scatter is in the sum already: merging with zero gives just what the batch adds.
+        merged = FeatureStatistics(old.count, old.mean, nothing).merge(statistics)
+        self.shared.total += merged.scatter
+        self.shared.count += statistics.count
+        kept = list(self.classes)
+        kept[index] = Class(merged.count, merged.mean)
+        self.classes = tuple(kept)
+
+    def remove(self, skill_id: str, statistics: FeatureStatistics) -> int:
+        """Takes a skill out and returns where it was."""
+        index = self.index(skill_id)
+        self._check(self.classes[index], statistics, f"skill {skill_id}")
+        self.shared.subtract(statistics)
+        self.rows = self.rows[:index] + self.rows[index + 1 :]
+        self.classes = self.classes[:index] + self.classes[index + 1 :]
+        return index
+
+    def set_none(self, statistics: FeatureStatistics, replaces: FeatureStatistics | None) -> None:
+        """Sets or replaces the class of *no expert*."""
+        if self.none is not None:
+            if replaces is None:
+                raise RoutingError(
+                    "the row of no expert is fitted already; hand in the statistics it replaces"
+                )
+            self._check(self.none, replaces, "no expert")
+            self.shared.subtract(replaces)
+        self.shared.add(statistics)
+        self.none = Class(statistics.count, statistics.mean)
+
+    def solve(self) -> LinearRows:
+        """The closed form; the first row is that of *no expert*, zero while it is not fitted."""
+        width = self.shared.total.shape[0]
+        if self.is_empty:
+            zeros = torch.zeros(width, dtype=torch.float64)
+            return LinearRows(zeros[None], zeros[:1], zeros, torch.ones_like(zeros))
+        means = torch.stack([one.mean for one in self.fitted])
+        rows = lda_rows(means, self.shared, self.shrinkage)
+        if self.has_none:
+            return rows
+        weight = torch.cat([torch.zeros_like(rows.weight[:1]), rows.weight])
+        bias = torch.cat([torch.zeros_like(rows.bias[:1]), rows.bias])
+        return LinearRows(weight, bias, rows.centre, rows.scale)
+
+    def without(self, held_out: Mapping[int, FeatureStatistics]) -> RowTable:
+        """A table from which some rows of each class are taken out.
+
+        Args:
+            held_out: statistics of the rows to take out, by row of the gate (0 is *no expert*).
+        """
+        left = RowTable(self.shared.total.shape[0], self.shrinkage)
+        left.rows, left.none = self.rows, self.none
+        left.shared.total = self.shared.total.clone()
+        left.shared.count, left.shared.classes = self.shared.count, self.shared.classes
+        classes = list(self.classes)
+        for label, out in held_out.items():
+            old = self.none if label == 0 else classes[label - 1]
+            if old is None or old.count <= out.count:
+                raise RoutingError(f"row {label} of the router has no {out.count + 1} examples")
+            count = old.count - out.count
+            mean = (old.mean * old.count - out.mean * out.count) / count
+            step = out.mean - mean
+            left.shared.total -= out.scatter
+            left.shared.total -= torch.outer(step, step) * (count * out.count / old.count)
+            left.shared.count -= out.count
+            if label == 0:
+                left.none = Class(count, mean)
+            else:
+                classes[label - 1] = Class(count, mean)
+        left.classes = tuple(classes)
+        return left
+
+    @staticmethod
+    def _check(kept: Class, statistics: FeatureStatistics, what: str) -> None:
+        if not kept.matches(statistics):
+            raise RoutingError(
+                f"these are not the statistics that {what} was fitted on ({statistics.count} rows, "
+                f"the router has {kept.count}); hand in all that was added for it"
+            )

@@ -1,0 +1,1 @@
+"""How good an answer, a run and a difference are: pure functions on text and numbers."""

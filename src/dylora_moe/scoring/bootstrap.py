@@ -1,0 +1,116 @@
+"""Is a difference more than chance: percentile bootstrap over paired rows.
+
+Efron and Tibshirani 1993, An Introduction to the Bootstrap, section 13.3; paired as in Koehn 2004:
+both systems are resampled with the same rows. Knows numbers only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dylora_moe.records import Interval
+
+_CELLS = 1 << 20
+"""Resampled rows held in memory at once."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two systems on the same rows.
+
+    Attributes:
+        first, second: a number for each row (a score, or a row's mean loss).
+        weights: weight of each row in the mean (tokens, for a token-mean loss); None for equal.
+    """
+
+    first: Sequence[float]
+    second: Sequence[float]
+    weights: Sequence[float] | Sequence[int] | None = None
+
+
+def paired_bootstrap(
+    first: Sequence[float],
+    second: Sequence[float],
+    *,
+    weights: Sequence[float] | Sequence[int] | None = None,
+    statistic: Literal["difference", "ratio"] = "difference",
+    rounds: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The mean of `first` minus (or divided by) that of `second`, with its interval over rows.
+
+    Args:
+        first, second: a number for each row, in the same order.
+        weights: weight of each row in both means.
+        statistic: `difference` or `ratio` of the two means.
+        rounds: resamples.
+        confidence: share of the resamples inside the interval.
+        seed: the same seed gives the same interval.
+    """
+    pair = Paired(first, second, weights)
+    return _interval([pair], statistic, rounds, confidence, seed)
+
+
+def mean_ratio(
+    pairs: Sequence[Paired], *, rounds: int = 2000, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """The mean over skills of the ratio of two means, rows resampled within each skill."""
+    return _interval(pairs, "ratio", rounds, confidence, seed)
+
+
+def _interval(
+    pairs: Sequence[Paired], statistic: str, rounds: int, confidence: float, seed: int
+) -> Interval:
+    if not pairs:
+        raise ValueError("a bootstrap needs at least one pair of systems")
+    if rounds < 1 or not 0 < confidence < 1:
+        raise ValueError("rounds must be positive and confidence between 0 and 1")
+    rng = np.random.default_rng(seed)
+    values, resampled = [], np.zeros(rounds)
+    for pair in pairs:
+        columns = _columns(pair)
+        values.append(float(_statistic(columns.sum(axis=0, keepdims=True), statistic)[0]))
+        sums = _resampled_sums(columns, rounds, rng)
+        resampled += _statistic(sums, statistic) / len(pairs)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Interval(float(np.mean(values)), float(low), float(high))
+
+
+def _columns(pair: Paired) -> NDArray[np.float64]:
+    """`[rows, 3]`: weighted first, weighted second, weight."""
+    first = np.asarray(pair.first, dtype=np.float64)
+    second = np.asarray(pair.second, dtype=np.float64)
+    weights = np.ones_like(first) if pair.weights is None else np.asarray(pair.weights, float)
+    if not len(first) == len(second) == len(weights):
+        raise ValueError(f"unpaired rows: {len(first)}, {len(second)}, {len(weights)} weights")
+    if len(first) == 0 or weights.min() <= 0:
+        raise ValueError("a bootstrap needs at least one row and positive weights")
+    return np.stack([first * weights, second * weights, weights], axis=1)
+
+
+def _resampled_sums(
+    columns: NDArray[np.float64], rounds: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """`[rounds, 3]`: column sums of `rounds` resamples of the rows with replacement."""
+    rows = len(columns)
+    chunk = max(1, _CELLS // rows)
+    parts = []
+    for start in range(0, rounds, chunk):
+        size = min(chunk, rounds - start)
+        counts = rng.multinomial(rows, np.full(rows, 1 / rows), size=size)
+        parts.append(counts @ columns)
+    return np.concatenate(parts)
+
+
+def _statistic(sums: NDArray[np.float64], statistic: str) -> NDArray[np.float64]:
+    first, second, weight = sums.T
+    if statistic == "ratio":
+        return np.asarray(first / second)
+    return np.asarray((first - second) / weight)

@@ -1,0 +1,147 @@
+"""Connections to a pool's database: SQLite in a file, or any SQLAlchemy URL (PostgreSQL).
+
+The one place with SQL that only SQLite knows. Knows no tables. Turns the driver's errors into ours.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
+
+from dylora_moe.errors import ArtifactError, PoolError, StorageFullError
+
+BUSY_SECONDS = 30.0
+"""How long a writer waits for another one before it gives up."""
+
+_WRITES = "dylora_writes"
+
+
+class Database:
+    """Read and write transactions on one pool's database.
+
+    Connections are opened per transaction on SQLite, so that nothing stays open over a fork or a
+    rename of the pool's folder.
+    """
+
+    def __init__(self, url_or_path: str | Path) -> None:
+        """Connects lazily: nothing is opened or created before the first transaction.
+
+        Raises:
+            PoolError: if a URL is malformed or its driver is not installed.
+        """
+        self.url = _url(url_or_path)
+        self.is_file = self.url.get_backend_name() == "sqlite"
+        self.engine = _sqlite_engine(self.url) if self.is_file else _server_engine(self.url)
+
+    @property
+    def name(self) -> str:
+        """The file or the URL without its password, for messages."""
+        if self.is_file:
+            return str(self.url.database)
+        return self.url.render_as_string(hide_password=True)
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the database and never waits for writers."""
+        with self._translated(), self.engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction that holds the write lock from its first statement on, all or nothing."""
+        with (
+            self._translated(),
+            self.engine.execution_options(**{_WRITES: True}).begin() as connection,
+        ):
+            yield connection
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except DatabaseError as error:
+            mended = _explained(error, self.name)
+            if mended is None:
+                raise
+            raise mended from error
+
+
+def _url(url_or_path: str | Path) -> URL:
+    if isinstance(url_or_path, Path) or "://" not in url_or_path:
+        return URL.create("sqlite", database=str(url_or_path))
+    try:
+        return make_url(url_or_path)
+    except ArgumentError as error:
+        raise PoolError(
+            "the database URL cannot be read; write it as postgresql+psycopg://user@host/database"
+        ) from error
+
+
+def _server_engine(url: URL) -> Engine:
+    try:
+        return create_engine(url, pool_pre_ping=True)
+    except (ImportError, NoSuchModuleError) as error:
+        raise PoolError(
+            f"no driver for {url.drivername}: {error}; "
+            "install one with: pip install 'dylora-moe[postgresql]'"
+        ) from error
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    engine = create_engine(url, poolclass=NullPool, connect_args={"timeout": BUSY_SECONDS})
+    event.listen(engine, "connect", _configure)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def _configure(connection: sqlite3.Connection, _record: Any) -> None:
+    # The driver must not begin transactions by itself: it does so late, and never before DDL.
+    connection.isolation_level = None
+    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+def _begin(connection: Connection) -> None:
+    # Read-then-write under a plain BEGIN fails with "locked" instead of waiting when another
+    # process wrote in between; IMMEDIATE takes the write lock before the read.
+    writes = connection.get_execution_options().get(_WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN DEFERRED")
+
+
+def _explained(error: DatabaseError, name: str) -> PoolError | None:
+    """Our error for what the person can mend; None for what is a mistake in the code."""
+    if not isinstance(error.orig, sqlite3.Error):
+        if isinstance(error, OperationalError):
+            return PoolError(f"{name} cannot be reached: {_first_line(error)}; is it up?")
+        return None
+    # The low byte is the primary code; the rest tells variants of it apart.
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    if code == sqlite3.SQLITE_FULL:
+        return StorageFullError(f"the disk is full: {name} was not changed; free some space")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return PoolError(
+            f"{name} is busy: another process has been writing for {BUSY_SECONDS:.0f} s; try again"
+        )
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return ArtifactError(
+            f"{name} is damaged: {_first_line(error)}; restore the pool's folder from a copy"
+        )
+    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR):
+        return PoolError(
+            f"{name} cannot be used: {_first_line(error)}; "
+            "check that it exists and that you may write to its folder"
+        )
+    return None
+
+
+def _first_line(error: DatabaseError) -> str:
+    return str(error.orig).strip().partition("\n")[0]

@@ -1,0 +1,1 @@
+"""Alembic's folder: the steps from every older schema to the one in `storage.schema`."""

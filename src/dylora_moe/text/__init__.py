@@ -1,0 +1,1 @@
+"""From files to token ids: formats, reading, templates and masks, splits, batches, streams."""

@@ -1,0 +1,79 @@
+"""What a phase keeps in memory while it runs and in its checkpoints, beside HF's own state.
+
+Knows files of a checkpoint and random generators; knows nothing of when one is written.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dylora_moe.training.best import BestWeights
+from dylora_moe.training.learnables import Learnables, read_weights, write_weights
+from dylora_moe.training.memory import MicroBatches
+from dylora_moe.training.meter import Meter
+
+PROGRESS_FILE = "progress.json"
+BEST_FILE = "best.safetensors"
+
+Rng = tuple[Tensor, Tensor | None]
+"""State of torch's generators: the CPU's, and the device's where it has its own."""
+
+
+@dataclass(eq=False)
+class Kept:
+    """Counters and best weights.
+
+    Attributes:
+        best: the best weights so far.
+        meter: counts over all phases.
+        micro: how many rows a forward pass may have.
+        losses_seen: answer losses of the phase's first and last update.
+    """
+
+    best: BestWeights
+    meter: Meter
+    micro: MicroBatches
+    losses_seen: list[float] = field(default_factory=list)
+
+    def see(self, loss: float) -> None:
+        """Takes note of an update's loss."""
+        self.losses_seen = [*self.losses_seen[:1], loss]
+
+    def write(self, folder: Path, learnables: Learnables) -> None:
+        """Writes itself and the weights as they are now."""
+        write_weights(folder, learnables.copy())
+        write_weights(folder, self.best.weights, BEST_FILE)
+        progress = {
+            "best": self.best.state(),
+            "meter": self.meter.state(),
+            "micro_rows": self.micro.rows,
+            "losses_seen": self.losses_seen,
+        }
+        (folder / PROGRESS_FILE).write_text(json.dumps(progress), encoding="utf-8")
+
+    def read(self, folder: Path) -> None:
+        """Takes up what was written; the weights are loaded by `read_weights`."""
+        progress = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
+        self.best.load(progress["best"], read_weights(folder, BEST_FILE))
+        self.meter.load(progress["meter"])
+        self.micro.rows = progress["micro_rows"]
+        self.losses_seen = progress["losses_seen"]
+
+
+def rng_state(device: torch.device) -> Rng:
+    """The generators that dropout draws from."""
+    return torch.get_rng_state(), (
+        torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    )
+
+
+def restore_rng(state: Rng, device: torch.device) -> None:
+    """The inverse of `rng_state`."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

@@ -1,0 +1,133 @@
+"""The loss of the answers, row by row, under the base, one expert, given gates or the router.
+
+Knows a model and rows with their trunk states; trains nothing and keeps nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dylora_moe.errors import RoutingError, TrainingError
+from dylora_moe.experts.gates import Gates
+from dylora_moe.model.dylora_moe import DyLoRAMoE
+from dylora_moe.routing.routing import Routing
+from dylora_moe.text.batching import length_grouped
+from dylora_moe.training.memory import is_out_of_memory, release
+from dylora_moe.training.rows import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class RowLosses:
+    """Cross entropy of the answers in nats, in the order of the rows, on the CPU.
+
+    Attributes:
+        total: sum over each row's trained tokens.
+        tokens: trained tokens of each row.
+    """
+
+    total: Float[Tensor, n]
+    tokens: Int[Tensor, n]
+
+    @property
+    def mean(self) -> float:
+        """The token mean over all rows."""
+        return float(self.total.double().sum() / self.tokens.sum().clamp(min=1))
+
+    @property
+    def per_row(self) -> Float[Tensor, n]:
+        """The token mean of each row."""
+        return self.total / self.tokens.clamp(min=1)
+
+
+@torch.no_grad()
+def answer_losses(
+    model: DyLoRAMoE,
+    rows: Rows,
+    *,
+    expert: str | None = None,
+    gates: Gates | Routing | None = None,
+    batch_tokens: int = 2048,
+    limit: int | None = None,
+) -> RowLosses:
+    """Measures the loss of each row's answers, starting at the tap.
+
+    Rows of like length run together; where memory runs out, in halves.
+
+    Args:
+        model: in any mode; it runs in eval mode and is put back.
+        rows: what to measure.
+        expert: one expert at weight one, or `base` for none; the router decides where None.
+        gates: weights for each row of `rows`, instead of `expert`.
+        batch_tokens: padded tokens of one forward pass; a longer row runs alone.
+        limit: only the first so many rows.
+
+    Raises:
+        RoutingError: both `expert` and `gates`, or gates for another number of rows.
+        ExpertError: no such expert.
+        TrainingError: memory does not take one row.
+    """
+    n = len(rows) if limit is None else min(limit, len(rows))
+    if expert is not None and gates is not None:
+        raise RoutingError("both gates and an expert are given; pass one of the two")
+    if gates is not None and gates.weights.shape[0] < n:
+        raise RoutingError(f"gates for {gates.weights.shape[0]} rows of {n}; give one per row")
+    total, tokens = torch.zeros(n), torch.zeros(n, dtype=torch.long)
+    if n == 0:
+        return RowLosses(total, tokens)
+    lengths = rows.lengths[:n]
+    groups = length_grouped(lengths, max_tokens=max(batch_tokens, *lengths))
+    with _evaluating(model):
+        # Longest first: memory runs out at once or never.
+        waiting = sorted(groups, key=lambda group: sum(lengths[i] for i in group))
+        while waiting:
+            group = waiting.pop()
+            try:
+                total[group], tokens[group] = _group_losses(model, rows, group, expert, gates)
+                continue
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if len(group) == 1:
+                raise TrainingError(
+                    "one row alone does not fit into memory; shorten the rows (max_length)"
+                )
+            release()
+            half = len(group) // 2
+            waiting += [group[:half], group[half:]]
+    return RowLosses(total, tokens)
+
+
+def _group_losses(
+    model: DyLoRAMoE,
+    rows: Rows,
+    group: list[int],
+    expert: str | None,
+    gates: Gates | Routing | None,
+) -> tuple[Tensor, Tensor]:
+    pad_id = model.base.tokenizer.pad_token_id
+    batch, trunk = rows.batch(group, pad_id=pad_id, device=model.device)
+    given: Gates | Routing | None = None
+    if gates is not None:
+        given = Gates(gates.experts, gates.weights[group].to(model.device))
+    elif expert is None:
+        # Named, not left to the model: an expert that is pinned there would win.
+        given = model.router(trunk.features)
+    output = model(**batch, trunk=trunk, gates=given, expert=expert, trained_logits_only=True)
+    counts = output.row_tokens.cpu()
+    return output.row_losses.float().cpu() * counts, counts
+
+
+@contextmanager
+def _evaluating(model: DyLoRAMoE) -> Iterator[None]:
+    training = model.training
+    try:
+        model.train(False)
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,139 @@
+"""Laws of rehearsal."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dylora_moe.errors import RoutingError, TrainingError
+from dylora_moe.foundation.statistics import FeatureStatistics
+from dylora_moe.routing.calibration import best_temperature, calibrate
+from dylora_moe.routing.fit import fit_correction
+from dylora_moe.routing.rehearsal import rehearse
+from dylora_moe.routing.router import DynamicHybridRouter
+
+from .builders import D, build, features, none_rows
+
+
+def ring(n: int, radius: float, seed: int) -> torch.Tensor:
+    """Two skills that no straight line parts, with the same mean."""
+    angle = torch.rand(n, generator=torch.Generator().manual_seed(seed)) * 6.2832
+    plane = radius * torch.stack([angle.cos(), angle.sin()], -1)
+    noise = 0.05 * torch.randn(n, 2, generator=torch.Generator().manual_seed(seed + 50))
+    return plane + noise
+
+
+def rings(**settings) -> tuple[DynamicHybridRouter, dict[str, torch.Tensor]]:
+    stored = {"inner": ring(120, 0.5, 0), "outer": ring(120, 1.5, 1)}
+    router = DynamicHybridRouter(2, **settings)
+    for skill, rows in stored.items():
+        router.add_expert(skill, f"expert_{skill}", FeatureStatistics.from_features(rows))
+    return router, stored
+
+
+def test_the_correction_learns_what_the_closed_form_cannot() -> None:
+    router, stored = rings(gate="mlp", hidden=32)
+    report = fit_correction(router, stored, steps=300, lr=0.03, patience=30)
+    assert report.accuracy_before < 0.8
+    assert report.accuracy_after > 0.95
+    assert report.loss_after < report.loss_before
+    assert 0 < report.best_step <= report.steps == len(report.losses)
+    routing = router(ring(100, 1.5, 7))
+    assert (routing.probabilities.argmax(-1) == 1).float().mean() > 0.95
+
+
+def test_a_correction_that_does_not_help_is_not_kept() -> None:
+    router = build()
+    report = fit_correction(router, features(), none_rows(), lr=1.0, steps=20)
+    assert report.best_step == 0
+    assert not router.correction.delta_W.any()
+    assert report.loss_after == report.loss_before
+
+
+def test_a_fit_is_deterministic() -> None:
+    fitted = []
+    for _ in range(2):
+        router, stored = rings(gate="mlp", hidden=8)
+        fit_correction(router, stored, steps=20, lr=0.03)
+        fitted.append(router)
+    for left, right in zip(*(r.parameters() for r in fitted), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_fit_changes_only_correction_temperature_and_threshold() -> None:
+    router = build()
+    before = router.table.solve()
+    report = fit_correction(router, features(), none_rows())
+    assert torch.equal(router.table.solve().weight, before.weight)
+    assert report.temperature == router.temperature
+    assert report.none is not None
+    assert report.none.threshold == router.none_threshold
+    assert report.none.own_share <= 0.005
+
+
+def test_a_loss_that_is_not_finite_stops_the_fit_and_leaves_the_gate_as_it_was() -> None:
+    router, stored = rings()
+    before = router(stored["inner"]).weights
+    with pytest.raises(TrainingError, match="not finite"):
+        fit_correction(router, stored, lr=float("inf"))
+    assert not router.correction.delta_W.any()
+    assert router(stored["inner"]).weights.shape == before.shape
+
+
+@pytest.mark.parametrize("extra", [{"z": 0.1}, {"entropy": 0.5}, {"balance": 5.0}])
+def test_each_auxiliary_loss_enters_the_training(extra: dict[str, float]) -> None:
+    losses = []
+    for kwargs in ({}, extra, {"label_smoothing": 0.2}):
+        router, stored = rings()
+        losses.append(fit_correction(router, stored, steps=1, **kwargs).losses[0])
+    assert len(set(losses)) == 3
+
+
+def test_held_out_rows_are_in_no_part_of_the_gate_they_are_judged_by() -> None:
+    router = build()
+    stored = rehearse(router.table, features(), none_rows(), holdout=0.25, seed=1)
+    fresh = DynamicHybridRouter(D)
+    parts = {
+        label: stored.features[(stored.labels == label) & ~stored.held_out] for label in range(4)
+    }
+    fresh.set_none(FeatureStatistics.from_features(parts[0]))
+    for row, label in zip(router.rows, range(1, 4), strict=True):
+        fresh.add_expert(row.skill_id, row.expert_id, FeatureStatistics.from_features(parts[label]))
+    with torch.no_grad():
+        expected = fresh.raw_logits(stored.features[stored.held_out]).log_softmax(-1)
+    found = stored.closed[stored.held_out].log_softmax(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert stored.held_out.sum() == 3 * 10 + 15
+
+
+def test_rehearsal_wants_the_rows_of_every_skill() -> None:
+    router = build()
+    with pytest.raises(RoutingError, match="stored features"):
+        fit_correction(router, {"sql": features()["sql"]}, none_rows())
+    with pytest.raises(RoutingError, match="own prompts"):
+        fit_correction(router, features(), None)
+
+
+def test_one_skill_alone_leaves_nothing_to_fit() -> None:
+    router = DynamicHybridRouter(D)
+    rows = features()["sql"]
+    router.add_expert("sql", "expert_sql", FeatureStatistics.from_features(rows))
+    report = fit_correction(router, {"sql": rows})
+    assert report.steps == 0
+    assert router.temperature == pytest.approx(1.0)
+
+
+def test_the_threshold_sends_at_most_the_share_away() -> None:
+    own = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    for share in (0.0, 0.005, 0.1):
+        found = calibrate(own, own + 3, share)
+        assert found.own_share <= share
+        assert found.own_share >= share - 0.001
+        assert float((own + 3 > found.threshold).double().mean()) == found.foreign_share
+
+
+def test_the_best_temperature_undoes_a_scale() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = 2 * torch.randn(4000, 3, generator=generator)
+    labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    assert best_temperature(7 * logits, labels) == pytest.approx(7.0, rel=0.1)
