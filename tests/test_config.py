@@ -72,6 +72,8 @@ def test_one_number_of_a_phase_keeps_the_phase_s_other_defaults() -> None:
     assert found.consolidation == config.LearnSettings().consolidation.model_copy(
         update={"epochs": 2.0}
     )
+    changed = config.learn_settings(["more_data.epochs=2"]).more_data
+    assert changed.learning_rate == config.LearnSettings().more_data.learning_rate
     assert found.seeding is not None
     assert found.seeding.learning_rate == pytest.approx(2e-3)
 

@@ -135,14 +135,18 @@ class LearnSettings(Settings):
     )
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
 
-    @field_validator("seeding", "consolidation", mode="before")
+    @field_validator("seeding", "consolidation", "more_data", mode="before")
     @classmethod
     def _over_the_phase_s_defaults(cls, value: Any, info: ValidationInfo) -> Any:
         # `consolidation.epochs=2` changes one number and leaves that phase's others.
         if not isinstance(value, Mapping):
             return value
-        default = _seeding() if info.field_name == "seeding" else _consolidation()
-        return {**default.model_dump(), **value}
+        makers = {
+            "seeding": _seeding,
+            "consolidation": _consolidation,
+            "more_data": _more_data,
+        }
+        return {**makers[str(info.field_name)]().model_dump(), **value}
 
 
 class ArrivalSettings(Settings):

@@ -35,6 +35,8 @@ Cli = Callable[..., Ran]
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
     # Warnings stay errors within the tests.
     monkeypatch.setattr(main, "quiet_libraries", lambda: None)
+    # Other tests listen to the package's log.
+    monkeypatch.setattr(main, "tell_warnings", lambda: None)
 
     def run(*arguments: object) -> Ran:
         code = main.run([str(argument) for argument in arguments])

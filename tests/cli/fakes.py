@@ -39,7 +39,7 @@ def expert(alias: str = "orders", number: int = 1, version: int = 1) -> ExpertVe
             Artifact(f"experts/expert_{number}/v{version}/adapter_model.safetensors", "0" * 64),
         ),
         maturity=0.9,
-        history={"parameters": 1234, "best_loss": 0.1},
+        history={"trainable_parameters": 1234, "best_loss": 0.1, "phases": [{"name": "seeding"}]},
     )
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from dylora_moe.cli.prompts import read_prompts
 from dylora_moe.errors import DataError
+from dylora_moe.text.prompts import read_prompts
 from tests.cli.conftest import Cli
 from tests.cli.fakes import FakePool
 

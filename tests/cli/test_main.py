@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import resource
@@ -12,7 +13,9 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from dylora_moe import __version__
+from dylora_moe.build.pool import Pool
 from dylora_moe.cli.main import app
+from dylora_moe.cli.pools import init
 from tests.cli.conftest import Cli
 
 COMMANDS = {
@@ -67,6 +70,14 @@ def test_help_takes_less_than_a_second() -> None:
     )
     # Time of the processor: the wall's depends on what else the machine does.
     assert spent() - before < 1.0
+
+
+def test_init_s_defaults_are_the_library_s() -> None:
+    typed = inspect.signature(init).parameters
+    given = inspect.signature(Pool.create).parameters
+    same = ("base", "system", "tap", "targets", "device", "dtype", "seed", "own_prompts")
+    assert [typed[name].default for name in same] == [given[name].default for name in same]
+    assert typed["fmt"].default == given["format"].default
 
 
 def test_version_is_the_package_s(cli: Cli) -> None:

@@ -80,8 +80,8 @@ def test_an_error_is_one_line_exit_2_and_a_document(
     [
         (DataError("f:3: bad"), 2, "error: f:3: bad"),
         (PoolLockedError("held"), 2, "error: held"),
-        (LearningInterruptedError("kept in runs/"), 130, "interrupted: kept in runs/"),
-        (KeyboardInterrupt(), 130, "interrupted: stopped by Ctrl-C; the pool is as it was"),
+        (LearningInterruptedError("interrupted: kept"), 130, "interrupted: kept"),
+        (KeyboardInterrupt(), 130, "interrupted: the pool is as it was"),
         (
             PermissionError(13, "Permission denied", "f"),
             2,

@@ -42,6 +42,19 @@ def test_a_line_says_the_stage_the_steps_and_the_time_left() -> None:
     assert line == "    seeding orders: 5/60  loss 0.2  55 s left"
 
 
+def test_the_time_left_is_that_of_the_phase_at_hand() -> None:
+    clock, stream = Clock(), io.StringIO()
+    watch = LineWatch(console_on(stream), ["orders"], clock)
+    watch.stage("training")
+    for total, each in ((4, 100.0), (10, 6.0)):
+        for done in range(total + 1):
+            watch.progress(done, total, {})
+            clock.now += each
+    lines = stream.getvalue().splitlines()
+    assert lines[3] == "    training: 4/4"
+    assert lines[-2:] == ["    training: 9/10  6.0 s left", "    training: 10/10"]
+
+
 def test_verdicts_are_never_held_back() -> None:
     stream = io.StringIO()
     watch = LineWatch(console_on(stream), ["orders", "robot"], Clock())

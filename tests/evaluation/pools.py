@@ -1,4 +1,4 @@
-"""Pools that never were: a registry, scores and logs with known numbers, as learning leaves them."""
+"""Pools that never were: registry, scores and logs with known numbers, as learning leaves them."""
 
 from __future__ import annotations
 
@@ -144,12 +144,13 @@ class PoolWriter:
                 "entropy": 1.4 * separability[0] - 0.6,
             },
         }  # fmt: skip
-        self.registry.record(Event("arrival", numbers, "", run_id))
+        self.registry.record(Event("arrival", numbers, numbers["reason"]))
         if action in ("waiting", "rejected"):
-            reason = {"arrival": name, "rows": rows, "reason": f"{action} for a reason"}
-            self.registry.record(Event(action, reason, "", run_id))
+            self.registry.record(
+                Event(action, {"arrival": name, "rows": rows}, f"{action} for a reason")
+            )
             return
-        if action == "unchanged":
+        if action == "unfinished":
             return
         expert = self._grow(skill, action)
         if train if train is not None else action in ("created", "new version"):
@@ -180,8 +181,9 @@ class PoolWriter:
     def _train(self, run_id: str, name: str, expert: ExpertVersion) -> None:
         write_log(self.root / "runs" / run_id, name, expert.expert_id, seed=self.n_arrivals)
         numbers = {
-            "expert": expert.expert_id, "version": expert.version,
-            "phases": ["seeding", "consolidation"], "steps": 96, "tokens": 41234,
+            "expert": expert.alias, "version": expert.version,
+            "phases": [{"name": "seeding", "steps": 16}, {"name": "consolidation", "steps": 80}],
+            "steps": 96, "tokens": 41234,
             "seconds": 33.5, "best_loss": 0.25, "flops": 3.2e13,
             "peak_memory_bytes": 1.9e9, "tokens_per_second": 640.0, "padding_fraction": 0.041,
             "trainable_parameters": 1_790_976, "trainable_share": 0.0131, "bytes": 7_180_000,
@@ -208,23 +210,26 @@ class PoolWriter:
             loss = losses.get(record.name, 0.3)
             body["skills"][record.skill_id] = {
                 "name": record.name, "loss": loss, "accuracy": accuracies[record.name],
-                "token_f1": accuracies[record.name], "rows": 38, "pinned_loss": loss * 0.98,
+                "rows": 38,
+                "scores": [["key", {}, 9.0, 30, score] for score in [0.9] * 32 + [None] * 6],
+                "pinned_loss": loss * 0.98,
                 "to": {ids[alias]: share for alias, share in shares.items()},
             }  # fmt: skip
         number = len(self.registry.all_revisions)
         scores = self.artifacts.put_bytes(f"scores/{number}.json", json.dumps(body).encode())
-        older = {s.skill_id: 0.3 for s in self.skills if s.name != skill}
+        older = {s.name: 0.3 for s in self.skills if s.name != skill}
         events = (
             Event("router", {
                 "classes": len(self.skills) + 1, "none_threshold": 0.62, "own_to_none": 0.004,
-                "fit_seconds": 0.21, "balance_loss": 1.02, "entropy": 0.08, "temperature": 1.4,
+                "foreign_to_none": 0.98, "fit_seconds": 0.21, "accuracy_after": 0.973,
+                "temperature": 1.4,
             }, "", run_id),
             Event("gate", {
                 "promoted": True, "tolerance": 0.02, "before": older,
                 "after": {key: loss * 1.002 for key, loss in older.items()}, "rows_rescored": 3,
             }, "", run_id),
             Event("promoted", {
-                "revision": number, "action": action, "expert": expert.expert_id,
+                "revision": number, "action": action, "expert": expert.alias,
                 "version": expert.version, "skill": skill, "arrival": name, "seconds": 41.5,
             }, "", run_id),
         )  # fmt: skip
@@ -238,7 +243,16 @@ def write_log(folder: Path, arrival: str, expert: str, seed: int) -> None:
     """A run's `metrics.jsonl` of two phases whose numbers fall as losses fall."""
     chance = random.Random(seed)
     folder.mkdir(parents=True)
-    lines = []
+    edges = [0, 32, 64, 96, 128, 160, 192, 224, 256]
+    lines = [
+        json.dumps({
+            "time": 1000.0 * seed, "step": 0, "phase": "seeding", "padding_fraction": 0.04,
+            "trainable_share": 0.0131, f"expert_bytes/{expert}": 7_180_000,
+            "packed_sequence_length_histogram": {
+                "edges": edges, "counts": [0, 1, 0, 2, 3, 6, 11, 24],
+            },
+        })
+    ]  # fmt: skip
     for step in range(2, 98, 2):
         phase = "seeding" if step <= 16 else "consolidation"
         decay = math.exp(-step / 22)
@@ -256,10 +270,6 @@ def write_log(folder: Path, arrival: str, expert: str, seed: int) -> None:
         if step % 16 == 0:
             line[f"eval_{arrival}_loss"] = 0.25 + 2.4 * decay
             line["eval_rehearsal_loss"] = 0.4 + 0.1 * decay
-            line["packed_sequence_length_histogram"] = {
-                "edges": [0, 32, 64, 96, 128, 160, 192, 224, 256],
-                "counts": [0, 1, 0, 2, 3, 6, 11, 24],
-            }
         lines.append(json.dumps(line))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -282,7 +292,7 @@ def small_pool(root: Path, first: str = "sums", second: str = "colours") -> Pool
         separability=(0.97, 0.94, 0.99), fit=(0.93, 0.88, 0.97),
     )  # fmt: skip
     pool.arrive(
-        "c", "known", "unchanged", second, {}, separability=(0.55, 0.47, 0.63),
+        "c", "known", "unfinished", second, {}, separability=(0.55, 0.47, 0.63),
         fit=(0.05, -0.02, 0.11),
     )  # fmt: skip
     return pool
@@ -291,7 +301,16 @@ def small_pool(root: Path, first: str = "sums", second: str = "colours") -> Pool
 def long_pool(root: Path) -> PoolWriter:
     """Eight arrivals of six skills, as in the stream of real data."""
     pool = empty_pool(root)
-    names = ["snips", "cmudict", "wikisql", "scan", "snips-other", "clinc150", "nl2bash", "cmudict-2"]
+    names = [
+        "snips",
+        "cmudict",
+        "wikisql",
+        "scan",
+        "snips-other",
+        "clinc150",
+        "nl2bash",
+        "cmudict-2",
+    ]
     final = {"snips": 0.912, "cmudict": 0.573, "wikisql": 0.884, "scan": 0.981, "clinc150": 0.846,
              "nl2bash": 0.418}  # fmt: skip
     loss = {"snips": 0.254, "cmudict": 1.709, "wikisql": 0.256, "scan": 0.127, "clinc150": 1.096,
@@ -308,8 +327,20 @@ def long_pool(root: Path) -> PoolWriter:
         if "clinc150" in known:
             to["snips"] = {"snips": 0.953, "clinc150": 0.042, "base": 0.005}
             to["clinc150"] = {"clinc150": 0.931, "snips": 0.063, "base": 0.006}
-        auc = None if i == 0 else (0.58, 0.49, 0.66) if returns else (0.99 - 0.012 * i, 0.95 - 0.02 * i, 0.998)
-        fit = None if i == 0 else (0.04, -0.03, 0.1) if returns else (0.95 - 0.03 * i, 0.85 - 0.03 * i, 1.01)
+        auc = (
+            None
+            if i == 0
+            else (0.58, 0.49, 0.66)
+            if returns
+            else (0.99 - 0.012 * i, 0.95 - 0.02 * i, 0.998)
+        )
+        fit = (
+            None
+            if i == 0
+            else (0.04, -0.03, 0.1)
+            if returns
+            else (0.95 - 0.03 * i, 0.85 - 0.03 * i, 1.01)
+        )
         pool.arrive(
             name, "known" if returns else "novel", "new version" if returns else "created", skill,
             {s: final[s] - (drift if s == "snips" else 0) for s in known},

@@ -135,6 +135,15 @@ def test_growing_the_rank_changes_nothing_and_leaves_room_to_learn(family: str) 
         manager.grow_rank("expert_0", 8)
 
 
+def test_the_size_of_an_expert_is_known_before_it_is_made() -> None:
+    manager = manager_of("gpt2")
+    for targets in ("attention", "all-linear"):
+        size = manager.parameters_of_shape(rank=3, targets=targets)
+        manager.create_expert("expert_a", rank=3, targets=targets)
+        assert size == manager.parameter_count("expert_a") > 0
+        manager.remove("expert_a")
+
+
 def test_an_expert_started_from_others_computes_their_weighted_sum() -> None:
     manager = with_experts(ranks=(3, 2))
     mixture = Gates(("expert_0", "expert_1"), torch.tensor([[0.25, 0.75]] * 2))

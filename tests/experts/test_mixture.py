@@ -97,7 +97,7 @@ def test_rows_of_a_batch_do_not_influence_each_other() -> None:
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 def test_an_optimizer_step_is_seen_by_the_next_inference(optimizer: type) -> None:
     manager = with_experts()
-    gates = Gates.only("expert_0", 2)
+    gates = Gates(("expert_0", "expert_1"), torch.full((2, 2), 0.5))
     before = logits(manager, gates)
     manager.set_trainable({"expert_0"})
     with manager.slot.bound(gates):

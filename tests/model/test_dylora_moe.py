@@ -169,10 +169,14 @@ def test_contradictions_are_refused() -> None:
         (inputs | {"labels": batch["labels"]}, "labels without prompt_mask"),
         (inputs | {"trained_logits_only": True}, "needs labels"),
         (packed() | {"attention_mask": torch.ones(1, 32)}, "packed rows would see each other"),
+        (packed() | {"position_ids": None}, "packed rows would see each other"),
+        ({"attention_mask": inputs["attention_mask"]}, "nothing to read"),
     ]
     for arguments, words in cases:
         with pytest.raises(RoutingError, match=words):
             model(**arguments)
+    with pytest.raises(RoutingError, match="switch packing off"):
+        model_of("mpt")(**packed())
     cache = model(**inputs).past_key_values
     with pytest.raises(RoutingError, match="continued cache"):
         model(torch.tensor([[7]] * 3), past_key_values=cache)

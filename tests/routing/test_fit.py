@@ -12,7 +12,7 @@ from dylora_moe.routing.fit import fit_correction
 from dylora_moe.routing.rehearsal import rehearse
 from dylora_moe.routing.router import DynamicHybridRouter
 
-from .builders import D, build, features, none_rows
+from .builders import D, build, cluster, features, none_rows
 
 
 def ring(n: int, radius: float, seed: int) -> torch.Tensor:
@@ -43,8 +43,13 @@ def test_the_correction_learns_what_the_closed_form_cannot() -> None:
 
 
 def test_a_correction_that_does_not_help_is_not_kept() -> None:
-    router = build()
-    report = fit_correction(router, features(), none_rows(), lr=1.0, steps=20)
+    # Two skills of one source: whatever is learned to tell them apart is learned by heart.
+    stored = {"left": cluster(0, 30, seed=1), "right": cluster(0, 30, seed=2)}
+    router = DynamicHybridRouter(D)
+    for skill, rows in stored.items():
+        router.add_expert(skill, f"expert_{skill}", FeatureStatistics.from_features(rows))
+    report = fit_correction(router, stored, lr=1.0, steps=20)
+    assert report.losses[-1] < report.losses[0]
     assert report.best_step == 0
     assert not router.correction.delta_W.any()
     assert report.loss_after == report.loss_before

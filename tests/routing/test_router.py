@@ -215,6 +215,15 @@ def test_the_threshold_holds_on_rows_the_gate_has_not_seen() -> None:
     assert router(none_rows(200, seed=9)).to_none.float().mean() > 0.9
 
 
+def test_what_the_correction_learns_moves_nobody_to_no_expert() -> None:
+    router, x = build(none_threshold=-5.0), torch.cat([probe(), none_rows(20, seed=3)])
+    before = router(x).to_none
+    train_a_step(router, lr=5.0)
+    assert torch.equal(router(x).to_none, before)
+    assert before.any()
+    assert not before.all()
+
+
 def test_features_of_each_position_are_routed_like_rows() -> None:
     router, x = build(), probe()
     nested = router(x.reshape(3, 5, D), torch.ones(3, 5, dtype=torch.bool))

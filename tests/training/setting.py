@@ -37,7 +37,7 @@ class Memory:
     def close(self) -> None:
         self.closed = True
 
-    def keys(self) -> set[str]:
+    def names(self) -> set[str]:
         return {key for values, _ in self.logs for key in values}
 
     def series(self, key: str) -> list[Any]:

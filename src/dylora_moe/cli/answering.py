@@ -94,8 +94,8 @@ def _document(answer: Answer) -> dict[str, object]:
 
 
 def _prompts(prompt: str | None, file: Path | None) -> list[str]:
-    from dylora_moe.cli.prompts import read_prompts
     from dylora_moe.errors import ConfigError
+    from dylora_moe.text.prompts import read_prompts
 
     if (prompt is None) == (file is None):
         raise ConfigError("give a prompt, - for stdin, or --file with prompts; exactly one of them")

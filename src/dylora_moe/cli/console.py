@@ -5,6 +5,7 @@ Knows rich and the environment; knows nothing of results.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -27,6 +28,21 @@ def console_on(stream: TextIO) -> Console:
 def progress_console() -> Console:
     """A console on stderr, for everything that is no result."""
     return console_on(sys.stderr)
+
+
+class _Stderr(logging.Handler):
+    """Writes to what stderr is at the moment: above the bars while there are any."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+
+
+def tell_warnings() -> None:
+    """Shows this package's own warnings as `warning: ...` on stderr; called by the entry."""
+    logger = logging.getLogger("dylora_moe")
+    if not logger.handlers:
+        logger.addHandler(_Stderr(logging.WARNING))
+        logger.propagate = False
 
 
 def quiet_libraries() -> None:

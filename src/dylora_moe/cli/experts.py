@@ -180,13 +180,17 @@ def _render_expert(
         "targets": _listed(config.get("target_modules")),
         "parents": ", ".join(expert.parents) or None,
         "folder": expert.storage_path,
-        **{f"training: {key}": value for key, value in expert.history.items()},
+        **{
+            key.replace("_", " "): value
+            for key, value in expert.history.items()
+            if isinstance(value, str | int | float)
+        },
     }
     console.print(facts_table(expert.alias, facts))
-    drawn = table("Versions", "version", "created", "maturity", "SHA-256 of the weights")
+    drawn = table("Versions", "version", "created", "maturity", "weights (SHA-256)")
     for version in versions:
         drawn.add_row(
-            str(version.version), version.created_at, f"{version.maturity:.2f}", version.sha256
+            str(version.version), version.created_at, f"{version.maturity:.2f}", version.sha256[:16]
         )
     console.print(drawn)
 

@@ -44,10 +44,10 @@ def failure_of(error: BaseException) -> Failure:
     if isinstance(error, BrokenPipeError):
         return Failure(141, kind, message, "", quiet=True)
     if isinstance(error, LearningInterruptedError):
-        return _failure(error, 130, kind, message, f"interrupted: {message}")
+        return _failure(error, 130, kind, message, message)
     if isinstance(error, KeyboardInterrupt):
-        message = "stopped by Ctrl-C; the pool is as it was"
-        return _failure(error, 130, kind, message, f"interrupted: {message}")
+        message = "interrupted: the pool is as it was"
+        return _failure(error, 130, kind, message, message)
     if isinstance(error, DyLoRAError):
         return _failure(error, 2, kind, message, f"error: {message}")
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -51,6 +52,7 @@ def plan(
             watch_on(progress_console(), stream.names) as watch,
             opening.open_pool(pool, device=device, dtype=dtype) as opened,
         ):
+            watch.stage("base", "loading")
             plans = opened.plan_arrivals(
                 stream.arrivals,
                 seed=stream.settings.seed,
@@ -117,14 +119,15 @@ def _learn(pool: Pool, stream: Stream, watch: CommandWatch, *, resume: bool) -> 
     for run in pool.unfinished() if resume else ():
         arrival = run.state().get("arrival", "an arrival")
         watch.note(f"unfinished run {run.id} ({arrival}) goes on when its data comes again")
+    watch.stage("base", "loading")
     results: list[LearnResult] = []
-    for item in stream.incoming:
-        # One at a time, since what a person overrules may differ from arrival to arrival.
+    # Together as far as they overrule the same, so that no other process comes in between.
+    for overrule, items in groupby(stream.incoming, key=lambda item: item.overrule):
         results += pool.learn_arrivals(
-            [item.arrival],
-            name=item.overrule.name,
-            into=item.overrule.into,
-            as_new=item.overrule.as_new,
+            [item.arrival for item in items],
+            name=overrule.name,
+            into=overrule.into,
+            as_new=overrule.as_new,
             seed=stream.settings.seed,
             settings=stream.settings,
             watch=watch,

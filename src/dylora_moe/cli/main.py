@@ -19,7 +19,7 @@ from dylora_moe import __version__
 from dylora_moe.cli import data, experts
 from dylora_moe.cli.answering import generate
 from dylora_moe.cli.chatting import chat
-from dylora_moe.cli.console import quiet_libraries
+from dylora_moe.cli.console import quiet_libraries, tell_warnings
 from dylora_moe.cli.doctor import doctor
 from dylora_moe.cli.evaluating import evaluate
 from dylora_moe.cli.failure import Failure, failure_of
@@ -72,6 +72,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """Runs one command line and returns the exit code; see `failure` for the codes."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     quiet_libraries()
+    tell_warnings()
     try:
         code = app(typed, prog_name="dylora", standalone_mode=False)
         sys.stdout.flush()

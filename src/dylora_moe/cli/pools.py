@@ -43,9 +43,9 @@ def init(
     own_prompts: Annotated[
         int,
         typer.Option(
-            min=0, metavar="N", help="Prompts the base writes itself: what foreign input is like."
+            min=32, metavar="N", help="Prompts the base writes itself: what foreign input is like."
         ),
-    ] = 384,
+    ] = 512,
     as_json: AsJson = False,
 ) -> None:
     """Make a new pool: a base model, and no experts yet."""

@@ -77,8 +77,8 @@ class LineWatch:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._console, self._names, self._clock = console, names, clock
-        self._stage, self._began = "", clock()
-        self._said = clock()
+        self._stage, self._said = "", clock()
+        self._began, self._total, self._first = clock(), 0, 0
 
     def __enter__(self) -> Self:
         return self
@@ -95,19 +95,22 @@ class LineWatch:
         self._say(Text(message))
 
     def stage(self, name: str, detail: str = "") -> None:
-        self._stage, self._began = f"{name} {detail}".strip(), self._clock()
+        self._stage, self._total = f"{name} {detail}".strip(), 0
         if self._due():
             self._say(Text(f"    {self._stage} ..."))
 
     def progress(self, done: int, total: int, values: Mapping[str, Any]) -> None:
+        if total != self._total:
+            # Another phase of the same stage: its steps take their own time.
+            self._began, self._total, self._first = self._clock(), total, done
         if not self._due():
             return
         line = f"    {self._stage}: {done}/{total}"
         told = numbers(values)
         if told:
             line += f"  {told}"
-        if 0 < done < total:
-            left = (self._clock() - self._began) / done * (total - done)
+        if self._first < done < total:
+            left = (self._clock() - self._began) / (done - self._first) * (total - done)
             line += f"  {duration(left)} left"
         self._say(Text(line))
 
@@ -145,6 +148,7 @@ class LiveWatch:
         )
         self._stream: TaskID | None = None
         self._stage: TaskID | None = None
+        self._total = 0
         self._began = time.monotonic()
         self._finished = 0
 
@@ -168,6 +172,7 @@ class LiveWatch:
     def stage(self, name: str, detail: str = "") -> None:
         if self._stage is not None:
             self._progress.remove_task(self._stage)
+        self._total = 0
         words = Text(f"{name} {detail}".strip()).markup
         self._stage = self._progress.add_task(words, total=None, told="")
 
@@ -175,7 +180,11 @@ class LiveWatch:
         if self._stage is None:
             self.stage("working")
         assert self._stage is not None
-        self._progress.update(self._stage, completed=done, total=total, told=numbers(values))
+        if total != self._total:
+            # Another phase of the same stage: its steps take their own time.
+            self._progress.reset(self._stage, total=total)
+            self._total = total
+        self._progress.update(self._stage, completed=done, told=numbers(values))
 
     def verdict(self, arrival: str, verdict: Verdict) -> None:
         self._say(verdict_line(self._names, arrival, verdict))

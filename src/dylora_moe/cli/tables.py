@@ -110,7 +110,7 @@ def pool_table(revision: PoolRevision) -> Table:
     )  # fmt: skip
     for expert in revision.experts:
         served = [skill for skill in revision.skills if skill.expert_id == expert.expert_id]
-        parameters = expert.history.get("parameters", expert.history.get("trainable_parameters"))
+        parameters = expert.history.get("trainable_parameters")
         drawn.add_row(
             expert.alias,
             str(expert.version),

@@ -20,6 +20,9 @@ VERDICT_STYLES = {
     "unsure": "bold yellow",
 }
 
+_EXPLAINED = ("statistics", "waiting", "rejected")
+"""Actions whose message says more than their name."""
+
 _TOLD_FIRST = ("loss", "balance_loss", "tokens_per_second")
 
 
@@ -44,7 +47,7 @@ def result_line(result: LearnResult) -> Text:
     if score is not None:
         line.append(f": {score_words(score)}")
     line.append(f" ({duration(result.seconds)})", "dim")
-    if result.message:
+    if result.action in _EXPLAINED:
         line.append(f"  {result.message}", "dim")
     return line
 

@@ -6,7 +6,7 @@ Reads the registry, the scores artifacts and the runs' logs; loads no model, com
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,11 +113,13 @@ def collect(registry: Registry, artifacts: ArtifactStore, root: Path) -> History
     events, revisions = registry.events(), registry.revisions()
     current = registry.current()
     by_number = {revision.number: revision for revision in revisions}
-    steps, owners = read_steps(events, revisions)
+    told, owners = read_steps(events, revisions)
+    steps = tuple(_identified(step, by_number) for step in told)
     scored = _scores_of(artifacts, steps, by_number)
     skills = _skills(scored, current)
     aliases = _aliases(revisions, current)
-    trainings = read_trainings(events, owners)
+    trainings = tuple(_trained_by_id(item, steps) for item in read_trainings(events, owners))
+    runs = read_runs(root, {step.run_id: (step.number, step.name) for step in steps if step.run_id})
     return History(
         name=root.resolve().name,
         meta=registry.meta(),
@@ -128,14 +130,34 @@ def collect(registry: Registry, artifacts: ArtifactStore, root: Path) -> History
         experts_after=tuple(_n_experts(by_number.get(step.revision)) for step in steps),
         experts=_experts(current, trainings),
         aliases=aliases,
-        runs=read_runs(
-            root, {step.run_id: (step.number, step.name) for step in steps if step.run_id}
-        ),
+        runs=runs,
         trainings=trainings,
         router_fits=read_router_fits(events, owners),
         strategies=read_strategies(events, owners),
-        notices=read_notices(events, owners),
+        notices=(*read_notices(events, owners), *_warnings(runs)),
     )
+
+
+def _identified(step: Step, by_number: Mapping[int, PoolRevision]) -> Step:
+    """The step with its expert's id in the place of the alias it had then: aliases move."""
+    revision = by_number.get(step.revision)
+    before = by_number.get(revision.parent or 0) if revision is not None else None
+    for known in (revision, before):
+        found = known.expert(step.expert) if known is not None and step.expert else None
+        if found is not None:
+            return replace(step, expert=found.expert_id)
+    return step
+
+
+def _trained_by_id(training: Training, steps: Sequence[Step]) -> Training:
+    step = steps[training.step - 1] if training.step else None
+    if step is None or step.expert is None or step.version != training.version:
+        return training
+    return replace(training, expert=step.expert)
+
+
+def _warnings(runs: Sequence[Run]) -> tuple[Notice, ...]:
+    return tuple(Notice(run.number, "warning", text, "") for run in runs for text in run.warnings)
 
 
 def _scores_of(

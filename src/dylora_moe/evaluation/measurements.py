@@ -39,15 +39,15 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class RouterFit:
-    """One fit of the router; shares from 0 to 1, entropy in nats."""
+    """One fit of the router; shares from 0 to 1, of rows that were held out of the fit."""
 
     step: int | None
     classes: int | None
     none_threshold: float | None
     own_to_none: float | None
+    foreign_to_none: float | None
+    accuracy: float | None
     fit_seconds: float | None
-    balance_loss: float | None
-    entropy: float | None
     temperature: float | None
 
 
@@ -120,9 +120,9 @@ def read_router_fits(events: Sequence[Event], owners: Owners) -> tuple[RouterFit
             classes=as_int(event.numbers.get("classes")),
             none_threshold=as_float(event.numbers.get("none_threshold")),
             own_to_none=as_float(event.numbers.get("own_to_none")),
+            foreign_to_none=as_float(event.numbers.get("foreign_to_none")),
+            accuracy=as_float(event.numbers.get("accuracy_after")),
             fit_seconds=as_float(event.numbers.get("fit_seconds")),
-            balance_loss=as_float(event.numbers.get("balance_loss")),
-            entropy=as_float(event.numbers.get("entropy")),
             temperature=as_float(event.numbers.get("temperature")),
         )
         for step, event in _of_kind("router", events, owners)

@@ -19,7 +19,6 @@ def skills_table(history: History) -> Table:
         Column("Expert", "left"),
         Column("Rows"),
         Column("Accuracy"),
-        Column("Token F1"),
         Column("Loss"),
         Column("Loss, own expert"),
         Column("Ratio"),
@@ -39,7 +38,6 @@ def skills_table(history: History) -> Table:
                 own,
                 count(row.rows),
                 percent(row.accuracy),
-                percent(row.token_f1),
                 decimal(row.loss),
                 decimal(row.pinned_loss),
                 ratio(row.loss / row.pinned_loss if row.loss and row.pinned_loss else None),
@@ -99,7 +97,7 @@ def routing_table(history: History) -> Table:
     )
     return Table(
         "routing_map",
-        "Where each skill's validation rows go after the last step",
+        "Mean weight of each expert on each skill's validation rows after the last step",
         columns,
         rows,
         "Routing was not measured yet.",

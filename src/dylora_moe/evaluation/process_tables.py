@@ -32,7 +32,6 @@ def trainings_table(history: History) -> Table:
         Column("Peak memory"),
         Column("Padding"),
         Column("Trainable"),
-        Column("Size"),
         Column("Best loss"),
     )
     rows = tuple(
@@ -48,7 +47,6 @@ def trainings_table(history: History) -> Table:
             size(item.peak_memory_bytes),
             percent(item.padding_fraction),
             percent(item.trainable_share, 2),
-            size(item.n_bytes),
             decimal(item.best_loss),
         )
         for item in history.trainings
@@ -63,8 +61,8 @@ def router_table(history: History) -> Table:
         Column("Classes"),
         Column("Threshold for none"),
         Column("Own rows to none"),
-        Column("Entropy (nats)"),
-        Column("Balance loss"),
+        Column("Foreign rows to none"),
+        Column("Accuracy"),
         Column("Temperature"),
         Column("Fit time"),
     )
@@ -74,8 +72,8 @@ def router_table(history: History) -> Table:
             count(fit.classes),
             decimal(fit.none_threshold),
             percent(fit.own_to_none),
-            decimal(fit.entropy),
-            decimal(fit.balance_loss),
+            percent(fit.foreign_to_none),
+            percent(fit.accuracy),
             decimal(fit.temperature, 2),
             duration(fit.fit_seconds),
         )

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dylora_moe.evaluation.reading import as_float, as_mapping
+from dylora_moe.evaluation.reading import as_float, as_mapping, as_text
 
 HISTOGRAM_KEY = "packed_sequence_length_histogram"
-_PLACE = ("time", "phase", "step", "epoch")
+_PLACE = ("time", "phase", "step", "epoch", "warning")
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One logged number. `position` counts optimiser steps over all phases of the run."""
+    """One logged number. `position` counts updates over all phases of the run."""
 
     position: float
     phase: str
@@ -53,6 +53,7 @@ class Run:
     phases: tuple[PhaseSpan, ...]
     curves: Mapping[str, tuple[Point, ...]]
     histogram: Histogram | None
+    warnings: tuple[str, ...] = ()
     damaged: int = 0
 
     @property
@@ -61,7 +62,7 @@ class Run:
 
     @property
     def length(self) -> float:
-        """Optimiser steps of the whole run."""
+        """Updates of the whole run."""
         return self.phases[-1].end if self.phases else 0.0
 
     def last(self, key: str) -> float | None:
@@ -137,45 +138,68 @@ def _run(
     run_id: str, number: int | None, name: str, lines: Sequence[dict[str, Any]], damaged: int
 ) -> Run:
     curves: dict[str, list[Point]] = {}
-    histogram = None
     spans: list[PhaseSpan] = []
-    for position, phase, values in _placed(lines):
-        if spans and spans[-1].name == phase:
-            spans[-1] = PhaseSpan(phase, spans[-1].start, max(spans[-1].end, position))
-            _forget(curves, phase, position, values)
-        else:
-            start = spans[-1].end if spans else 0.0
-            spans.append(PhaseSpan(phase, start, position))
-        histogram = _histogram(values.get(HISTOGRAM_KEY)) or histogram
-        for key, value in _numbers(values):
-            curves.setdefault(key, []).append(Point(position, phase, value))
-    frozen = {key: tuple(points) for key, points in curves.items()}
-    return Run(run_id, number, name, tuple(spans), frozen, histogram, damaged)
-
-
-def _placed(lines: Sequence[dict[str, Any]]) -> Iterator[tuple[float, str, dict[str, Any]]]:
-    """Each line with its position in the run. Steps may count from the run's start or from the
-    phase's: where a phase starts below the end of the last, its steps are added to that end."""
-    offset, end, current = 0.0, 0.0, ""
+    histograms: list[Histogram] = []
+    warnings: dict[str, None] = {}
+    phase = ""
     for line in lines:
-        phase = str(line.get("phase") or "training")
-        step = as_float(line.get("step")) or 0.0
-        if phase != current:
-            offset = end if step < end else 0.0
-            current = phase
-        position = offset + step
-        end = max(end, position)
-        yield position, phase, line
+        warning, position = as_text(line.get("warning")), as_float(line.get("step"))
+        if warning is not None:
+            warnings[warning] = None
+        if position is None:
+            continue
+        phase = as_text(line.get("phase")) or phase or "training"
+        spans = _extended(spans, phase, position)
+        packed = _histogram(line.get(HISTOGRAM_KEY))
+        histograms.extend([packed] if packed is not None else [])
+        for key, value in _numbers(line):
+            points = curves.setdefault(key, [])
+            # A resumed run repeats the steps since its checkpoint: the later line counts.
+            while points and points[-1].position >= position:
+                points.pop()
+            points.append(Point(position, phase, value))
+    return Run(
+        run_id=run_id,
+        number=number,
+        name=name,
+        phases=tuple(spans),
+        curves={key: tuple(points) for key, points in curves.items()},
+        histogram=summed(histograms),
+        warnings=tuple(warnings),
+        damaged=damaged,
+    )
 
 
-def _forget(
-    curves: dict[str, list[Point]], phase: str, position: float, values: Mapping[str, Any]
-) -> None:
-    """A resumed run repeats steps since its checkpoint: what it logged first is superseded."""
-    for key, _ in _numbers(values):
-        points = curves.get(key, [])
-        while points and points[-1].phase == phase and points[-1].position >= position:
-            points.pop()
+def _extended(spans: list[PhaseSpan], phase: str, position: float) -> list[PhaseSpan]:
+    """The phases after a line of `phase` at `position`; those it goes back behind are redone."""
+    kept = [span for span in spans if span.start < position or span.name == phase]
+    if kept and kept[-1].name == phase:
+        last = kept.pop()
+        return [*kept, PhaseSpan(phase, last.start, max(last.end, position))]
+    start = min(kept[-1].end, position) if kept else 0.0
+    return [*kept, PhaseSpan(phase, start, position)]
+
+
+def summed(found: Sequence[Histogram]) -> Histogram | None:
+    """All histograms as one. Where their edges differ, the counts of a bin are spread evenly over
+    the new bins that it covers."""
+    if not found:
+        return None
+    edges = found[0].edges
+    if any(histogram.edges != edges for histogram in found):
+        low = min(histogram.edges[0] for histogram in found)
+        high = max(histogram.edges[-1] for histogram in found)
+        n_bins = max(len(histogram.counts) for histogram in found)
+        edges = tuple(low + (high - low) * i / n_bins for i in range(n_bins + 1))
+    counts = [0.0] * (len(edges) - 1)
+    for histogram in found:
+        for k, number in enumerate(histogram.counts):
+            start, end = histogram.edges[k], histogram.edges[k + 1]
+            for i in range(len(counts)):
+                covered = min(end, edges[i + 1]) - max(start, edges[i])
+                if covered > 0 and end > start:
+                    counts[i] += number * covered / (end - start)
+    return Histogram(edges, tuple(counts))
 
 
 def _numbers(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -20,15 +20,16 @@ class SkillRow:
         loss: token-mean answer loss in nats under the router's own choice.
         pinned_loss: the same with the skill's own expert pinned at weight one.
         accuracy: mean score of generated answers, 0 to 1; None where nothing was generated.
-        to: share of the rows by expert id, and `base` for no expert.
+        generated: rows whose answers were generated, which `accuracy` is the mean of.
+        to: share of the weight by expert id, and `base` for no expert.
     """
 
     skill_id: str
     name: str
     loss: float | None
     accuracy: float | None
-    token_f1: float | None
     rows: int | None
+    generated: int | None
     pinned_loss: float | None
     to: Mapping[str, float]
 
@@ -55,8 +56,16 @@ def _row(skill_id: str, values: Mapping[str, object]) -> SkillRow:
         name=as_text(values.get("name")) or skill_id,
         loss=as_float(values.get("loss")),
         accuracy=as_float(values.get("accuracy")),
-        token_f1=as_float(values.get("token_f1")),
         rows=as_int(values.get("rows")),
+        generated=_generated(values),
         pinned_loss=as_float(values.get("pinned_loss")),
         to=as_floats(values.get("to")),
     )
+
+
+def _generated(values: Mapping[str, object]) -> int | None:
+    """Counted from the rows where they are stored (key, weights, loss, tokens, score)."""
+    rows = values.get("scores")
+    if not isinstance(rows, list):
+        return as_int(values.get("rows"))
+    return sum(isinstance(row, list) and len(row) > 4 and row[4] is not None for row in rows)

@@ -21,6 +21,9 @@ from dylora_moe.evaluation.reading import (
 from dylora_moe.records import Event, Interval, PoolRevision
 
 ARRIVAL = "arrival"
+FAILED = "failed"
+UNFINISHED = "unfinished"
+_OF_A_RUN = ("trained", "router", "gate", "promoted", "rejected", "error", "warning")
 STEP_ACTIONS = ("imported", "removed", "rolled back")
 """Actions without an arrival that still change what the pool can do: steps of their own."""
 
@@ -54,7 +57,7 @@ class Step:
         number: counts from 1.
         kind: `arrival`, or one of `STEP_ACTIONS`.
         action: what was done ("created", "new version", "covered", "statistics", "waiting",
-            "rejected", "unchanged", "failed", or the kind itself).
+            "rejected"), "failed" or "unfinished" where nothing came of it yet, or the kind itself.
         nearest: skill ids with their separability, nearest first.
         nearest_losses: token-mean answer loss of the nearest experts, in nats.
         similarity: number of each detector that looked.
@@ -64,7 +67,7 @@ class Step:
     number: int
     kind: str
     name: str
-    action: str = "unchanged"
+    action: str = UNFINISHED
     rows: int | None = None
     train_rows: int | None = None
     validation_rows: int | None = None
@@ -92,8 +95,8 @@ def read_steps(
 ) -> tuple[tuple[Step, ...], tuple[int | None, ...]]:
     """The steps, and for each event the index of the step it belongs to (None before the first).
 
-    An event belongs to the arrival of its run; without a run to the latest arrival it names, else
-    to the latest step. An arrival that is told again by its own run (resumed) is one step.
+    An event belongs to the step whose run it names; else to the latest arrival that it names, else
+    to the latest step. An arrival told again after it broke off (resumed) is one step.
     """
     steps: list[Step] = []
     owners: list[int | None] = []
@@ -102,18 +105,19 @@ def read_steps(
         numbers = event.numbers
         if event.kind == ARRIVAL:
             step = _arrival(event, len(steps) + 1, current)
-            again = _same_run(steps, event.run_id)
-            if again is None:
-                steps.append(step)
+            if steps and steps[-1].name == step.name and steps[-1].action in (FAILED, UNFINISHED):
+                steps[-1] = replace(step, number=len(steps))
             else:
-                steps[again] = replace(step, number=again + 1)
+                steps.append(step)
         elif event.kind == "promoted" and numbers.get("action") in STEP_ACTIONS:
             current = _revision_of(numbers, current, revisions)
             steps.append(_own_step(event, len(steps) + 1, current))
-        owner = _owner(event, steps)
+        owner = len(steps) - 1 if event.kind == ARRIVAL else _owner(event, steps)
         owners.append(owner)
         if owner is None:
             continue
+        if steps[owner].run_id is None and event.kind in _OF_A_RUN:
+            steps[owner] = replace(steps[owner], run_id=event.run_id)
         if event.kind == "promoted" and numbers.get("action") not in (*STEP_ACTIONS, "renamed"):
             current = _revision_of(numbers, current, revisions)
             steps[owner] = _promoted(steps[owner], numbers, current)
@@ -135,7 +139,7 @@ def _arrival(event: Event, number: int, revision: int) -> Step:
         validation_rows=as_int(numbers.get("validation_rows")),
         tokens=as_int(numbers.get("tokens")),
         verdict=as_text(numbers.get("verdict")),
-        reason=as_text(numbers.get("reason")) or "",
+        reason=as_text(numbers.get("reason")) or event.message,
         detector=as_text(numbers.get("detector")) or "",
         separability=as_interval(numbers.get("separability")),
         fit=as_interval(numbers.get("fit")),
@@ -186,20 +190,23 @@ def _other(step: Step, event: Event) -> Step:
         )
         return replace(step, gate=gate)
     if event.kind in ("rejected", "waiting"):
-        reason = as_text(numbers.get("reason")) or step.reason
+        reason = as_text(numbers.get("reason")) or event.message or step.reason
         return replace(step, action=event.kind, reason=reason)
-    if event.kind == "error" and step.action == "unchanged" and event.run_id == step.run_id:
-        return replace(step, action="failed", reason=event.message or step.reason)
+    if event.kind == "error" and step.action == UNFINISHED and _concerns(event, step):
+        return replace(step, action=FAILED, reason=event.message or step.reason)
     return step
+
+
+def _concerns(event: Event, step: Step) -> bool:
+    if event.run_id is not None:
+        return event.run_id == step.run_id
+    return event.numbers.get("arrival") == step.name
 
 
 def _same_run(steps: Sequence[Step], run_id: str | None) -> int | None:
     if run_id is None:
         return None
-    for index, step in enumerate(steps):
-        if step.run_id == run_id and step.kind == ARRIVAL:
-            return index
-    return None
+    return next((i for i, step in enumerate(steps) if step.run_id == run_id), None)
 
 
 def _owner(event: Event, steps: Sequence[Step]) -> int | None:

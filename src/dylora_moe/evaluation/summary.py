@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from dylora_moe.evaluation.history import History
 from dylora_moe.evaluation.matrix import Matrices, build_matrices
 from dylora_moe.evaluation.quantities import percent, plural, points
-from dylora_moe.evaluation.steps import ARRIVAL
+from dylora_moe.evaluation.steps import ARRIVAL, FAILED, UNFINISHED
 
 POINTS_ALLOWED = 0.01
-"""A fall of accuracy by at most this (one point), or by one validation row, is no forgetting."""
+"""A fall of accuracy by at most this (one point), or by one generated row, is no forgetting."""
 
 RISE_ALLOWED = 0.02
 """The same for a relative rise of the loss, where no accuracy was measured and no gate told its
@@ -56,6 +56,7 @@ class Summary:
     tokens: int | None
     warnings: int
     headline: str
+    unfinished: int = 0
 
 
 def summary(history: History, matrices: Matrices | None = None) -> Summary:
@@ -81,7 +82,7 @@ def summary(history: History, matrices: Matrices | None = None) -> Summary:
         verdicts=dict(Counter(step.verdict for step in arrivals if step.verdict)),
         waiting=actions["waiting"],
         rejected=actions["rejected"],
-        failed=actions["failed"],
+        failed=actions[FAILED],
         average_accuracy=found.average_accuracy,
         average_loss=found.average_loss,
         backward_transfer=found.backward_transfer,
@@ -97,6 +98,7 @@ def summary(history: History, matrices: Matrices | None = None) -> Summary:
         headline=f"{plural(len(arrivals), 'arrival')}, {plural(grown, 'expert')} grown{kept}"
         if history.steps
         else "Nothing has arrived yet",
+        unfinished=actions[UNFINISHED],
     )
 
 
@@ -114,7 +116,7 @@ def _forgotten(history: History, matrices: Matrices) -> tuple[str, ...]:
         change, rise = matrices.accuracy_changes[j], matrices.loss_changes[j]
         row = history.latest[j]
         if change is not None:
-            one_row = 1 / row.rows if row is not None and row.rows else 0.0
+            one_row = 1 / row.generated if row is not None and row.generated else 0.0
             # The small slack keeps a change of exactly one row on the allowed side of rounding.
             if change < -max(POINTS_ALLOWED, one_row) - 1e-9:
                 names.append(name)

@@ -93,7 +93,10 @@ def metrics_table(found: Summary) -> Table:
         ("Average loss", decimal(found.average_loss), "nats per answer token, after the last step"),
     )
     columns = (Column("Metric", "left"), Column("Value"), Column("Meaning", "left"))
-    return Table("metrics", "What the accuracy matrix comes to", columns, rows)
+    measured = tuple(row for row in rows if row[1] != MISSING)
+    return Table(
+        "metrics", "What the matrix comes to", columns, measured, "Nothing was measured yet."
+    )
 
 
 def arrivals_table(history: History) -> Table:

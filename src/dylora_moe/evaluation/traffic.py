@@ -7,7 +7,7 @@ from dylora_moe.records import BASE_NAME
 
 
 def usage_after(history: History, index: int) -> dict[str, float]:
-    """Share of all validation rows that each expert (by alias, and `base`) got after a step."""
+    """Share of the routing weight over all validation rows, by alias (and `base`), after a step."""
     totals: dict[str, float] = {}
     weight = 0.0
     for row in history.scores[index] if 0 <= index < len(history.scores) else ():
@@ -30,7 +30,7 @@ def routing_columns(history: History) -> tuple[str, ...]:
 
 
 def routing_shares(history: History) -> tuple[tuple[str, tuple[float, ...]], ...]:
-    """The routing map: for each skill the share of its rows by column of `routing_columns`."""
+    """The routing map: for each skill the mean weight by column of `routing_columns`."""
     columns = routing_columns(history)
     found = []
     for skill, row in zip(history.skills, history.latest, strict=False):

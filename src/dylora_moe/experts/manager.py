@@ -17,12 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dylora_moe.errors import ConfigError, ExpertError
-from dylora_moe.experts.adapter_files import (
-    config_as_json,
-    read_adapter,
-    weights_file,
-    write_adapter,
-)
+from dylora_moe.experts import adapter_files
 from dylora_moe.experts.adapters import Adapters
 from dylora_moe.experts.gates import GateSlot
 from dylora_moe.experts.residency import Residency
@@ -144,8 +139,8 @@ class ExpertManager:
         """
         self._check_new(expert_id)
         if check is not None:
-            check(weights_file(folder))
-        adapter = read_adapter(folder)
+            check(adapter_files.weights_file(folder))
+        adapter = adapter_files.read_adapter(folder)
         config = self._sites.adapter_config(adapter, str(folder))
         self._inject(expert_id, config, tuple(adapter.matrices))
         for path, (down, up) in adapter.matrices.items():
@@ -156,7 +151,7 @@ class ExpertManager:
         self._check_known(expert_id)
         config = self._adapters.configs[expert_id]
         config.base_model_name_or_path = self.base_name
-        write_adapter(folder, config, self.state(expert_id), model_card)
+        adapter_files.write_adapter(folder, config, self.state(expert_id), model_card)
 
     def remove(self, expert_id: str) -> None:
         """Takes an expert out of the model; the others stay as they are."""
@@ -174,11 +169,9 @@ class ExpertManager:
         self._adapters.unload()
 
     def set_active_expert(self, name: str, trainable: bool = True) -> None:
-        """Pins one expert: a forward pass told nothing uses it at weight one, without routing.
+        """Pins one expert: a pass told nothing uses it at weight one, without routing.
 
-        Args:
-            name: the expert; only its parameters require gradients, if any.
-            trainable: whether they do.
+        Only its parameters require gradients, and those only if `trainable`.
         """
         self._check_known(name)
         self._pinned = name
@@ -213,11 +206,7 @@ class ExpertManager:
         return sum(p.numel() for p in self.parameters_of(name).values())
 
     def parameters_of_shape(self, *, rank: int, targets: Targets) -> int:
-        """Numbers that a new expert of this rank on these targets would have.
-
-        Raises:
-            ExpertError: no such target.
-        """
+        """Numbers a new expert of this shape would have; ExpertError if no such target."""
         return self._sites.parameters(self._sites.chosen(targets), rank)
 
     def bytes(self, name: str) -> int:
@@ -227,7 +216,7 @@ class ExpertManager:
     def config(self, name: str) -> dict[str, Any]:
         """PEFT's configuration of the expert as JSON values."""
         self._check_known(name)
-        return config_as_json(self._adapters.configs[name])
+        return adapter_files.config_as_json(self._adapters.configs[name])
 
     def state(self, name: str) -> dict[str, Tensor]:
         """A copy of the expert's matrices on the CPU, under their names in an adapter file."""
@@ -246,11 +235,8 @@ class ExpertManager:
     def grow_rank(self, name: str, rank: int) -> None:
         """Raises an expert's rank and changes nothing it computes: new rows of `A`, zeros in `B`.
 
-        Alpha grows with the rank so that the scaling stays; every layer then has the same rank.
-        The parameters are new objects: an optimizer has to be made again.
-
-        Raises:
-            ExpertError: the rank is not above that of every layer.
+        Alpha grows with the rank so that the scaling stays. The parameters are new objects: an
+        optimizer has to be made again. ExpertError if the rank is not above that of every layer.
         """
         self._check_known(name)
         highest = max(self._adapters.ranks(name))
@@ -275,8 +261,7 @@ class ExpertManager:
     def keep_on_device(self, max_bytes: int | None) -> None:
         """Keeps at most so many bytes of experts on the device: the least recently used leave.
 
-        Args:
-            max_bytes: None for no limit. Experts in use and in training stay in any case.
+        None is no limit. Experts in use and in training stay in any case.
         """
         self._residency.max_bytes = max_bytes
         self._residency.make_room(self._trainable)

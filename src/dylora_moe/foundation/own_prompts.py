@@ -18,18 +18,26 @@ _MARK = "\x02"
 _CUTS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
 
 
-def write_own_prompts(base: Base, count: int, *, seed: int = 0, max_tokens: int = 96) -> list[str]:
+def write_own_prompts(
+    base: Base,
+    count: int,
+    *,
+    seed: int = 0,
+    max_tokens: int = 96,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
     """Samples `count` prompts at temperature 1, half after the begin token and half after the
     opening of a user's turn (where the tokenizer has a chat template).
 
     Prompts come in many lengths, so each is a piece of `_CUTS` tokens at most; a text that is
     longer than its piece gives a second one from where the first ended. The same seed gives the
-    same prompts on the same machine.
+    same prompts on the same machine. `progress` is called with (texts written, texts in all).
     """
     starts = _starts(base)
     texts_wanted = max(len(starts), (count + 1) // 2)
     draw = random.Random(seed)
     prompts: list[str] = []
+    written = 0
     devices = [base.device] if base.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
@@ -37,6 +45,9 @@ def write_own_prompts(base: Base, count: int, *, seed: int = 0, max_tokens: int 
             share = texts_wanted // len(starts) + (index < texts_wanted % len(starts))
             for tokens in _sample(base, start, share, max_tokens):
                 prompts.extend(_pieces(base, tokens, draw))
+                written += 1
+                if progress is not None:
+                    progress(written, texts_wanted)
     draw.shuffle(prompts)
     return prompts[:count]
 

@@ -184,8 +184,10 @@ def _promote(
         if run is not None:
             run.finish()
         return finished(step, "rejected", None, decision.reason, run)
-    return _commit(step, skill_id, record, current, maturity, of_verdict, trained, run,
-                   [routed, strategy_event(step.card, scored.card, run_id), gated], scored.card)  # fmt: skip
+    told = [routed, strategy_event(step.card, scored.card, run_id), gated]
+    return _commit(
+        step, skill_id, record, current, maturity, of_verdict, trained, run, told, scored.card
+    )
 
 
 def _grown(step: Step, current: ExpertVersion, trained: _Trained) -> float:

@@ -133,5 +133,5 @@ def _card(live: LivePool, alias: str, folder: Path) -> str:
     return (
         f"---\nbase_model: {live.experts.base_name}\nlibrary_name: peft\n"
         f"tags: [lora, dylora-moe]\n---\n\n# {alias}\n\n"
-        f"A LoRA expert for `{live.experts.base_name}`, imported from the adapter `{folder.name}`.\n"
+        f"A LoRA expert for `{live.experts.base_name}`, imported from `{folder.name}`.\n"
     )

@@ -15,7 +15,7 @@ from dylora_moe.lifecycle.observation import Observation
 from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.records import BASE_NAME, Interval, Verdict
 from dylora_moe.skills.library import SkillLibrary
-from dylora_moe.skills.novelty import Measurement, NoveltyDetector
+from dylora_moe.skills.novelty import NoveltyDetector
 from dylora_moe.training.measure import RowLosses, answer_losses
 
 _ROWS = 64
@@ -57,7 +57,7 @@ def judge(
             test looks at last-layer states).
     """
     measured = detector.measure(
-        observation.features if features is None else features,
+        observation.all_features if features is None else features,
         live.library if library is None else library,
     )
     tokens = observation.answer_tokens

@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 from dylora_moe.errors import DyLoRAError, LearningInterruptedError
 from dylora_moe.lifecycle.change import Stores, load_card, to_names
@@ -67,7 +67,7 @@ class Learner:
             waiting=sum(len(rows) for _, rows in waited),
         )
 
-    def add_new_skill(self, arrival: Arrival, order: Order = Order()) -> LearnResult:
+    def add_new_skill(self, arrival: Arrival, order: Order | None = None) -> LearnResult:
         """Learns one arrival, or says why not.
 
         Raises:
@@ -77,6 +77,7 @@ class Learner:
             LearningInterruptedError: Ctrl-C; the run is kept and resumed by the same command.
         """
         start = time.perf_counter()
+        order = order or Order()
         if not (order.into or order.as_new) and (told := self._already_known(arrival, start)):
             return told
         joined, waited = self._joined(arrival)
@@ -154,9 +155,7 @@ class Learner:
             if alike:
                 chosen.append((name, rows))
         known = {example.key for example in arrival.examples}
-        extra = {
-            row.key: row for _, rows in chosen for row in rows if row.key not in known
-        }
+        extra = {row.key: row for _, rows in chosen for row in rows if row.key not in known}
         return replace(arrival, examples=(*arrival.examples, *extra.values())), chosen
 
     def _already_known(self, arrival: Arrival, start: float) -> LearnResult | None:

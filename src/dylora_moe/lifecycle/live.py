@@ -106,10 +106,11 @@ class LivePool:
         for record in revision.skills:
             library.load(self._artifacts.open(record.features).read_bytes())
         wanted = {version.expert_id: version for version in revision.experts}
+        numbers = {name: version.version for name, version in wanted.items()}
         stale = [
             name
             for name in self.experts.names
-            if name in dirty or name not in wanted or self.versions.get(name) != wanted[name].version
+            if name in dirty or numbers.get(name) != self.versions.get(name)
         ]
         folders = {
             name: self._folder(version)
@@ -126,7 +127,7 @@ class LivePool:
         self.library = library
         self.model.router = (router or self.fresh_router()).to(self.base.device)
         self.skills = {record.skill_id: self._skill(record) for record in revision.skills}
-        self.versions = {name: version.version for name, version in wanted.items()}
+        self.versions = numbers
         self.router.set_maturity({name: v.maturity for name, v in wanted.items()})
         self.experts.freeze()
         self.experts.activate_all_experts()

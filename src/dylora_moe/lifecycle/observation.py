@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -29,7 +30,7 @@ class Observation:
         train: encoded training rows with their trunk states.
         validation: the same of the validation rows; None where there are none.
         tokens: of all rows.
-        answer_tokens: trained tokens of the training rows.
+        answer_tokens: trained tokens of all rows.
         trunk_seconds: time the trunk took over all rows.
     """
 
@@ -44,8 +45,15 @@ class Observation:
 
     @property
     def features(self) -> Float[Tensor, "n d_features"]:
-        """Tap features of the training rows."""
+        """Tap features of the training rows: what library and router are fitted on."""
         return self.train.features
+
+    @property
+    def all_features(self) -> Float[Tensor, "n d_features"]:
+        """Tap features of all rows: what the verdict is given on."""
+        if self.validation is None:
+            return self.train.features
+        return torch.cat([self.train.features, self.validation.features])
 
     @property
     def rows(self) -> int:
@@ -101,6 +109,6 @@ def observe(
         train=rows,
         validation=held_out,
         tokens=sum(lengths),
-        answer_tokens=sum(rows.targets),
+        answer_tokens=sum(rows.targets) + (sum(held_out.targets) if held_out else 0),
         trunk_seconds=time.perf_counter() - start,
     )

@@ -86,9 +86,7 @@ def _score_skill(
         else:
             old = known[encoded.key]
             kept = old.score if index in to_check else None
-            row = RowScore(
-                encoded.key, old.to, old.total, old.tokens, checked.get(index, kept)
-            )
+            row = RowScore(encoded.key, old.to, old.total, old.tokens, checked.get(index, kept))
         rows.append(row)
     same_rows = before is not None and {r.key for r in rows} == set(known)
     if (

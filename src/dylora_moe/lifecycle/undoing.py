@@ -45,7 +45,9 @@ def roll_back_expert(live: LivePool, stores: Stores, recipe: Recipe, name: str) 
         PoolError: no such expert, or it has no earlier version.
     """
     current = live.version(name)
-    earlier = [v for v in stores.registry.versions(current.expert_id) if v.version < current.version]
+    earlier = [
+        v for v in stores.registry.versions(current.expert_id) if v.version < current.version
+    ]
     if not earlier:
         raise PoolError(
             f"{current.alias} has no version before v{current.version}; take it out altogether "

@@ -124,10 +124,10 @@ class DyLoRAMoE(nn.Module):
         """
         if labels is None and trained_logits_only:
             raise RoutingError("trained_logits_only needs labels; pass them or leave it out")
-        if segment_ids is not None and attention_mask is not None:
-            raise RoutingError("packed rows would see each other; pass no attention_mask with them")
-        if input_ids is None and trunk is not None:
-            input_ids = torch.zeros(trunk.hidden.shape[:2], dtype=torch.long, device=self.device)
+        if segment_ids is not None:
+            self._check_packed(attention_mask, position_ids)
+        if input_ids is None:
+            input_ids = self._stand_ins(trunk)
         if labels is not None or segment_ids is not None or trunk is not None or self._recomputes:
             use_cache = False
         inputs = dict(kwargs, input_ids=input_ids, attention_mask=attention_mask)
@@ -135,8 +135,7 @@ class DyLoRAMoE(nn.Module):
         positions = None if labels is None else trained_positions(labels, segment_ids)
         with ExitStack() as stack:
             if gates is not None or expert is not None or self.experts.pinned is not None:
-                rows = 1 if input_ids is None else input_ids.shape[0]
-                source = self.passes.told(gates, expert, rows, segment_ids)
+                source = self.passes.told(gates, expert, input_ids.shape[0], segment_ids)
             elif trunk is not None:
                 source = self.passes.routed(trunk.features, segment_ids)
             else:
@@ -158,6 +157,24 @@ class DyLoRAMoE(nn.Module):
     def passes(self) -> Passes:
         """How a pass of this model gets its gates."""
         return Passes(self.router, self.experts, self.tap, self.device)
+
+    def _check_packed(self, attention_mask: Tensor | None, position_ids: Tensor | None) -> None:
+        if not self.base.anatomy.packs:
+            raise RoutingError(
+                f"{self.base.name} takes no position ids, so packed rows would see each other; "
+                "switch packing off"
+            )
+        if attention_mask is not None or position_ids is None:
+            raise RoutingError(
+                "packed rows would see each other; pass position_ids that start anew with each row "
+                "and no attention_mask"
+            )
+
+    def _stand_ins(self, trunk: TrunkBatch | None) -> Int[Tensor, "batch seq"]:
+        """Tokens for a pass that starts at the tap; the blocks above never see them."""
+        if trunk is None:
+            raise RoutingError("nothing to read; pass input_ids, or the trunk of a batch")
+        return torch.zeros(trunk.hidden.shape[:2], dtype=torch.long, device=self.device)
 
     @contextmanager
     def _head_sees(self, mask: Bool[Tensor, "batch seq"]) -> Iterator[None]:

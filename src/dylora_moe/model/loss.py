@@ -66,7 +66,7 @@ def trained_positions(
         n_rows = labels.shape[0]
         row_of = torch.arange(n_rows, device=labels.device)[:, None].expand_as(labels)
     else:
-        pass
+        mask[:, :-1] &= segment_ids[:, 1:] == segment_ids[:, :-1]
         n_rows, row_of = int(segment_ids.max()) + 1, segment_ids
     return TrainedPositions(mask, labels.roll(-1, dims=1)[mask], row_of[mask], n_rows)
 

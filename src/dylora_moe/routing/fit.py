@@ -1,8 +1,8 @@
 """Rehearsal: the gate's correction and temperature trained on stored features.
 
 Knows the router and feature vectors; knows neither the model nor the experts' losses. The
-correction is kept only where it helps rows that neither it nor the closed form has seen, so that a
-fit never makes the gate worse than the closed form alone.
+correction is kept only where it helps rows that neither it nor the closed form has seen; being
+chosen on those few rows, it can still be a little worse than the closed form on others.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class FitReport:
         steps: optimizer steps taken.
         best_step: the step whose correction was kept; 0 if none was better than the start.
         loss_before: cross entropy of the held-out rows at the start, at its best temperature.
-        loss_after: the same for what was kept.
+        loss_after: the same for what was kept; optimistic, since these rows chose it.
         accuracy_before: share of the held-out rows whose likeliest row was theirs.
-        accuracy_after: the same for what was kept.
+        accuracy_after: the same for what was kept; optimistic too.
         temperature: the calibrated one.
         none: the threshold of *no expert*; None where it has no row.
         losses: training loss of every step.
@@ -239,19 +239,18 @@ def _calibrate(
     judge: _Judge,
     share: float,
 ) -> NoneCalibration | None:
-    """Sets temperature and threshold from rows that nothing learned has seen."""
+    """Sets temperature and threshold from rows that what is judged has not seen."""
+    stored = rehearse(router.table, features_by_skill, none_features)
+    logits, labels = router.corrected(stored.closed, stored.features).cpu(), stored.labels
     learned = any(bool(p.any()) for p in (router.correction.delta_W, router.correction.delta_b))
     if learned and judge.possible:
+        # The correction has learned from all rows but the held-out ones.
         logits, labels = judge.raw(judge.out).cpu(), judge.labels[judge.out].cpu()
-    else:
-        # Nothing learned: leaving one out is honest for every row, and they are five times as many.
-        stored = rehearse(router.table, features_by_skill, none_features)
-        logits, labels = router.corrected(stored.closed, stored.features).cpu(), stored.labels
     if int(labels.unique().numel()) > 1:
         router.log_temperature.fill_(math.log(best_temperature(logits, labels)))
     if none_features is None:
         return None
-    score = none_score(logits)
-    found = calibrate(score[labels > 0], score[labels == 0], share)
+    score = none_score(router.with_none(stored.closed))
+    found = calibrate(score[stored.labels > 0], score[stored.labels == 0], share)
     router.none_threshold = found.threshold
     return found

@@ -36,6 +36,9 @@ class DynamicHybridRouter(nn.Module):
     to. The correction sees features standardised by the first statistics that came (the base's own
     prompts, in a pool), so that what it learned means the same after every refit.
 
+    Whether an input is a stranger the closed form decides alone: its honest logits are known for
+    every stored row (leaving it out), those of a correction only for the few rows it never saw.
+
     Growing, shrinking and refitting replace Parameters: make a new optimizer afterwards.
 
     Args:
@@ -201,18 +204,17 @@ class DynamicHybridRouter(nn.Module):
             )
         # fp32 under autocast too: a bf16 gate ties experts.
         with torch.autocast(features.device.type, enabled=False):
-            return self._route(self.raw_logits(features), mask)
+            closed = self.closed_form(features.float())
+            strange = none_score(self.with_none(closed)) > self.none_threshold
+            return self._route(self.corrected(closed, features), strange, mask)
 
-    def _route(
-        self, raw: Float[Tensor, "*batch n_rows"], mask: Bool[Tensor, "*batch"] | None
-    ) -> Routing:
+    def _route(self, raw: Tensor, strange: Tensor, mask: Tensor | None) -> Routing:
         logits = raw / self.log_temperature.exp()
         rows = logits.softmax(-1)
         none, probabilities = rows[..., 0], rows[..., 1:] @ self.membership
         if self.rows:
             skills = logits[..., 1:]
             weights, sparse = expert_weights(skills, self.membership, self.young, self.rule)
-            strange = none_score(raw) > self.none_threshold
             weights = torch.where(strange[..., None], torch.zeros_like(weights), weights)
         else:
             weights, strange = probabilities, torch.ones_like(none, dtype=torch.bool)
@@ -240,12 +242,12 @@ class DynamicHybridRouter(nn.Module):
         closed: Float[Tensor, "*batch n_rows"],
         features: Float[Tensor, "*batch d_features"],
     ) -> Float[Tensor, "*batch n_rows"]:
-        """The closed form's logits with the learned correction and the bias of *no expert*.
-
-        While its row is not fitted, *no expert* is impossible.
-        """
+        """The closed form's logits with the learned correction and the bias of *no expert*."""
         device = self.log_temperature.device
-        logits = closed.to(device) + self.correction(features.to(device).float())
+        return self.with_none(closed.to(device) + self.correction(features.to(device).float()))
+
+    def with_none(self, logits: Float[Tensor, "*batch n_rows"]) -> Float[Tensor, "*batch n_rows"]:
+        """Adds the bias of *no expert*, or makes it impossible while its row is not fitted."""
         none = logits[..., :1] + self.none_bias
         if self.rows and not self.table.has_none:
             none = torch.full_like(none, IMPOSSIBLE)
@@ -263,8 +265,7 @@ class DynamicHybridRouter(nn.Module):
         own go to no expert.
         """
         stored = rehearse(self.table, own_features, base_features)
-        with torch.no_grad():
-            score = none_score(self.corrected(stored.closed, stored.features)).cpu()
+        score = none_score(self.with_none(stored.closed))
         found = calibrate(score[stored.labels > 0], score[stored.labels == 0], share)
         self.none_threshold = found.threshold
         return found

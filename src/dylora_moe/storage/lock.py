@@ -94,6 +94,19 @@ class FileLock:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(asdict(holder)).encode(), 0)
 
+    def holder(self) -> str | None:
+        """Who holds the pool now, in words; None where it is free. Takes nothing."""
+        if not (self._root / LOCK_FILE).exists():
+            return None
+        descriptor = self._opened()
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self._told(descriptor)
+        finally:
+            os.close(descriptor)
+        return None
+
     def _told(self, descriptor: int) -> str:
         holder = _holder(descriptor)
         if holder is None:

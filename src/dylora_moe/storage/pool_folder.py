@@ -107,6 +107,15 @@ def create(
     return open(root, clock=clock)
 
 
+def check_free(path: str | Path) -> None:
+    """Refuses a folder that no pool can be made in, before anything costly is done for it.
+
+    Raises:
+        PoolError: if it is a pool, a file, or not empty.
+    """
+    _refuse_occupied(Path(path).absolute())
+
+
 def open(path: str | Path, *, clock: Clock = now) -> Storage:  # noqa: A001 (pool_folder.open)
     """Opens a pool; brings an older schema up to date and sweeps what dead processes left.
 

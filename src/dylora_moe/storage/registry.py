@@ -78,6 +78,11 @@ class SqlRegistry:
         """Gives back the connections; the registry may be used again after it."""
         self.database.close()
 
+    def schema_version(self) -> str:
+        """The migration that the tables stand at."""
+        with self.database.read() as connection:
+            return str(schema_version(connection))
+
     def meta(self) -> dict[str, Any]:
         """The pool's fixed facts, as given to `create`."""
         with self.database.read() as connection:

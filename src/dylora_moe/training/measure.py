@@ -5,7 +5,7 @@ Knows a model and rows with their trunk states; trains nothing and keeps nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -54,6 +54,7 @@ def answer_losses(
     gates: Gates | Routing | None = None,
     batch_tokens: int = 2048,
     limit: int | None = None,
+    only: Sequence[int] | None = None,
 ) -> RowLosses:
     """Measures the loss of each row's answers, starting at the tap.
 
@@ -66,21 +67,25 @@ def answer_losses(
         gates: weights for each row of `rows`, instead of `expert`.
         batch_tokens: padded tokens of one forward pass; a longer row runs alone.
         limit: only the first so many rows.
+        only: these rows alone; the losses come in their order.
 
     Raises:
         RoutingError: both `expert` and `gates`, or gates for another number of rows.
         ExpertError: no such expert.
         TrainingError: memory does not take one row.
     """
-    n = len(rows) if limit is None else min(limit, len(rows))
+    chosen = list(range(len(rows)) if only is None else only)[:limit]
+    n = len(chosen)
     if expert is not None and gates is not None:
         raise RoutingError("both gates and an expert are given; pass one of the two")
-    if gates is not None and gates.weights.shape[0] < n:
-        raise RoutingError(f"gates for {gates.weights.shape[0]} rows of {n}; give one per row")
+    if gates is not None and gates.weights.shape[0] <= max(chosen, default=-1):
+        raise RoutingError(
+            f"gates for {gates.weights.shape[0]} rows of {len(rows)}; give one per row"
+        )
     total, tokens = torch.zeros(n), torch.zeros(n, dtype=torch.long)
     if n == 0:
         return RowLosses(total, tokens)
-    lengths = rows.lengths[:n]
+    lengths = [rows.lengths[index] for index in chosen]
     groups = length_grouped(lengths, max_tokens=max(batch_tokens, *lengths))
     with _evaluating(model):
         # Longest first: memory runs out at once or never.
@@ -98,8 +103,11 @@ def answer_losses(
                     "one row alone does not fit into memory; shorten the rows (max_length)"
                 )
             release()
+            # The others that are as large would fail too.
             half = len(group) // 2
-            waiting += [group[:half], group[half:]]
+            waiting = [
+                each[i : i + half] for each in [*waiting, group] for i in range(0, len(each), half)
+            ]
     return RowLosses(total, tokens)
 
 

@@ -13,6 +13,9 @@ from dylora_moe.evaluation.history import History
 from dylora_moe.evaluation.steps import Step
 from dylora_moe.records import Interval
 
+CLASSIFIER = "classifier"
+"""The detector whose number is the separability."""
+
 THRESHOLD = 0.80
 """Separability above which inputs count as other than the nearest skill's."""
 
@@ -51,8 +54,9 @@ def arrival_verdicts(history: History) -> ReportFigure:
                 "not measured",
             )
         )
-    if any(step.similarity for step in arrivals):
-        panels.append(_detectors(arrivals))
+    detectors = _other_detectors(arrivals)
+    if detectors:
+        panels.append(_detectors(arrivals, detectors))
     caption = (
         "Left of the dashed line an arrival's inputs cannot be told from the nearest skill's, and "
         "its answers come well from the nearest expert. Bars are 95% intervals; a bar across the "
@@ -103,9 +107,13 @@ def _axis_panel(
     return draw(name, f"{title}: {described}.", paint, height=_height(arrivals) + 24)
 
 
-def _detectors(arrivals: Sequence[Step]) -> Panel:
-    names = list(dict.fromkeys(key for step in arrivals for key in step.similarity))
+def _other_detectors(arrivals: Sequence[Step]) -> list[str]:
+    """Detectors whose number is not the separability, which has a panel of its own."""
+    names = dict.fromkeys(key for step in arrivals for key in step.similarity)
+    return [name for name in names if name != CLASSIFIER]
 
+
+def _detectors(arrivals: Sequence[Step], names: Sequence[str]) -> Panel:
     def paint(axes: Axes) -> None:
         for k, name in enumerate(names):
             found = [

@@ -23,7 +23,7 @@ def tokens_per_second(history: History) -> ReportFigure:
     )  # fmt: skip
     return _figure(
         "tokens_per_second", "Throughput", panel,
-        "Tokens trained on in a second, padding not counted.",
+        "Tokens trained on in a second.",
         "No run has logged its speed yet.",
     )  # fmt: skip
 
@@ -71,8 +71,8 @@ def expert_bytes(history: History) -> ReportFigure:
         if expert.n_bytes is not None
     ]
     return _bars(
-        "expert_bytes", "Bytes per expert", "Size of the stored adapter", bars, size,
-        "Size of each expert's adapter on disk, the current version.",
+        "expert_bytes", "Bytes per expert", "Size of the weights", bars, size,
+        "Size of the weights of each expert's current version.",
         "No expert's size is known yet.",
         "orange",
     )  # fmt: skip

@@ -57,7 +57,9 @@ def accuracy_matrix(history: History, matrices: Matrices) -> ReportFigure:
         if panels
         else "No skill has been scored yet, so there is no matrix."
     )
-    return ReportFigure("accuracy_matrix", "Accuracy after each arrival", caption, tuple(panels))
+    measure = "Accuracy" if _measured(matrices.accuracy) or not panels else "Loss"
+    title = f"{measure} after each arrival"
+    return ReportFigure("accuracy_matrix", title, caption, tuple(panels))
 
 
 def routing_map(history: History) -> ReportFigure:
@@ -79,8 +81,8 @@ def routing_map(history: History) -> ReportFigure:
     mean = sum(to_own) / len(to_own) if to_own else None
     panel = _heat_map(
         "routing-map",
-        f"Routing map: on average {percent(mean)} of a skill's rows go to its own expert.",
-        "Rows sent to each expert (%)",
+        f"Routing map: on average {percent(mean)} of the weight goes to a skill's own expert.",
+        "Weight of each expert (%)",
         [name for name, _ in shares],
         ["none" if column == BASE_NAME else column for column in columns],
         [row for _, row in shares],
@@ -89,9 +91,9 @@ def routing_map(history: History) -> ReportFigure:
         marked=own,
     )
     caption = (
-        "Each row is a skill's validation rows, each column where the router sends them after the "
-        "last step (the expert with the largest weight; none is the bare base). The framed cell is "
-        "the skill's own expert."
+        "Each row is a skill's validation rows, each column the mean weight that the router gives "
+        "an expert for them after the last step; none is the bare base. The framed cell is the "
+        "skill's own expert."
     )
     return ReportFigure("routing_map", title, caption, (panel,))
 

@@ -33,8 +33,8 @@ def expert_usage(history: History) -> ReportFigure:
     if traffic is not None:
         panels.append(traffic)
     caption = (
-        "Share of all validation rows that each expert gets after each step, with the number of "
-        "experts at the right; and each expert's share of the batches while training."
+        "Each expert's share of the routing weight over all validation rows after each step, with "
+        "the number of experts at the right; and its share of the batches while training."
         if panels
         else "No expert has had traffic yet."
     )
@@ -53,7 +53,7 @@ def routing_entropy(history: History) -> ReportFigure:
 def balance_loss(history: History) -> ReportFigure:
     return _single(
         history, "balance_loss", "Load balance", "Load-balancing loss",
-        "The load-balancing loss while training; 1 would be an even spread over the experts.",
+        "The load-balancing loss while training: lowest when batches spread evenly over experts.",
         "green",
     )  # fmt: skip
 
@@ -98,7 +98,7 @@ def _growth(history: History) -> Panel:
         axes.tick_params(axis="y", labelcolor=light("ink"))
         axes.grid(False)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("share of the validation rows (%)")
+        axes.set_xlabel("share of the routing weight (%)")
         axes.set_title("Who answers after each step")
         axes.text(
             1.02, 1.0, "experts", transform=axes.transAxes, va="bottom", ha="center", size=9,
@@ -109,7 +109,7 @@ def _growth(history: History) -> Panel:
     lines = (len(places) + 2) // 3
     return draw(
         "usage-after-steps",
-        f"Share of validation rows by expert after each of {len(history.steps)} steps, from "
+        f"Share of the routing weight by expert after each of {len(history.steps)} steps, from "
         f"{history.experts_after[0]} to {history.experts_after[-1]} experts.",
         paint,
         height=92 + 23 * len(history.steps) + 16 * lines,

@@ -118,6 +118,7 @@ def settings() -> dict[str, Any]:
         "ytick.labelsize": 9.5,
         "xtick.major.size": 3.5,
         "ytick.major.size": 0,
+        "ytick.minor.size": 0,
         "text.color": light("ink"),
         "figure.facecolor": light("surface"),
         "legend.frameon": False,

@@ -10,7 +10,8 @@ from dylora_moe.evaluation.figures.identity import expert_line
 from dylora_moe.evaluation.figures.style import CYCLE, light
 from dylora_moe.evaluation.figures.timelines import Line, timeline_panel
 from dylora_moe.evaluation.history import History
-from dylora_moe.evaluation.runs import Histogram, Run, keys_with
+from dylora_moe.evaluation.quantities import plural
+from dylora_moe.evaluation.runs import Run, keys_with, summed
 
 MAX_RUNS = 24
 """More panels of losses than this say less, not more."""
@@ -71,12 +72,11 @@ def padding_fraction(history: History) -> ReportFigure:
 
 
 def packed_lengths(history: History) -> ReportFigure:
-    """The histograms of all runs added up, where their edges agree; else the latest."""
-    found = _summed([run.histogram for run in history.runs if run.histogram is not None])
-    title = "Packed sequence lengths"
-    if found is None:
+    """The histograms of all runs added up."""
+    found = [run.histogram for run in history.runs if run.histogram is not None]
+    histogram, title = summed(found), "Packed sequence lengths"
+    if histogram is None:
         return ReportFigure("packed_lengths", title, "No run has logged packed lengths yet.", ())
-    histogram, n_runs = found
 
     def paint(axes: Axes) -> None:
         starts = histogram.edges[:-1]
@@ -91,18 +91,11 @@ def packed_lengths(history: History) -> ReportFigure:
 
     total = sum(histogram.counts)
     panel = draw("packed-lengths", f"Histogram of the lengths of {total:,.0f} sequences.", paint)
-    of_runs = "the latest run" if n_runs == 1 else f"{n_runs} runs"
-    caption = f"Lengths of the sequences that were trained on, in tokens ({of_runs})."
+    caption = (
+        "Lengths of the sequences that were trained on, in tokens, over the plans of "
+        f"{plural(len(found), 'run')}."
+    )
     return ReportFigure("packed_lengths", title, caption, (panel,))
-
-
-def _summed(found: list[Histogram]) -> tuple[Histogram, int] | None:
-    if not found:
-        return None
-    latest = found[-1]
-    alike = [histogram for histogram in found if histogram.edges == latest.edges]
-    counts = tuple(map(sum, zip(*(histogram.counts for histogram in alike), strict=True)))
-    return Histogram(latest.edges, tuple(map(float, counts))), len(alike)
 
 
 def _losses(run: Run) -> list[str]:

@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from dylora_moe.errors import DataError
+from dylora_moe.records import Example
+from dylora_moe.text.formats import recognise, to_example
+from dylora_moe.text.reading import read_examples
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -32,6 +35,22 @@ def read_prompts(path: Path) -> list[str]:
     return [line.rstrip("\r") for _, line in lines]
 
 
+def read_rows_or_prompts(path: Path) -> tuple[list[str], list[Example]]:
+    """Prompts, and the rows themselves where every one of them has an answer.
+
+    Raises:
+        DataError: as `read_prompts`.
+    """
+    prompts = read_prompts(path)
+    if path.suffix.lower() == ".txt":
+        return prompts, []
+    try:
+        return prompts, read_examples(path)
+    except DataError:
+        # Rows without answers are prompts, which is all that routing needs.
+        return prompts, []
+
+
 def _prompt(line: str, origin: str) -> str:
     try:
         row = json.loads(line)
@@ -49,8 +68,6 @@ def _of_row(row: Any, origin: str) -> str:
     for column in ("prompt", "question", "query", "text"):
         if isinstance(row.get(column), str):
             return str(row[column])
-    from dylora_moe.text.formats import recognise, to_example
-
     filled = {"output": "-", **row} if "instruction" in row else row
     try:
         return to_example(filled, recognise(filled)).prompt

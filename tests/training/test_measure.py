@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dylora_moe.errors import DataError, RoutingError
+from dylora_moe.experts.gates import Gates
+from dylora_moe.model.dylora_moe import DyLoRAMoE
+from dylora_moe.text.batching import collate
+from dylora_moe.training.measure import answer_losses
+from dylora_moe.training.rows import Rows
+from tests.training.setting import OTHER, OWN, make_model
+
+
+def test_the_base_is_measured_as_a_whole_forward_pass_would() -> None:
+    model, rows, _, _ = make_model()
+    found = answer_losses(model, rows, expert="base", batch_tokens=50)
+    for index in (0, 7, 23):
+        batch = collate([rows.encoded[index]], 0)
+        logits = model.model(input_ids=batch["input_ids"]).logits[0, :-1].detach()
+        labels = batch["labels"][0, 1:]
+        kept = labels != -100
+        total = torch.nn.functional.cross_entropy(logits[kept], labels[kept], reduction="sum")
+        assert found.total[index] == pytest.approx(float(total), abs=1e-4)
+        assert found.tokens[index] == int(kept.sum()) == rows.targets[index]
+    assert found.mean == pytest.approx(float(found.total.sum() / found.tokens.sum()))
+    assert torch.allclose(found.per_row, found.total / found.tokens)
+
+
+def test_batches_do_not_matter() -> None:
+    model, rows, _, _ = make_model()
+    a = answer_losses(model, rows, expert=OTHER, batch_tokens=1)
+    b = answer_losses(model, rows, expert=OTHER, batch_tokens=4096)
+    assert torch.allclose(a.total, b.total, atol=1e-4)
+    limited = answer_losses(model, rows, expert=OTHER, limit=5)
+    assert torch.allclose(limited.total, a.total[:5], atol=1e-4)
+
+
+def test_given_gates_are_those_of_the_same_row() -> None:
+    model, rows, _, _ = make_model()
+    weights = torch.zeros(len(rows), 2)
+    weights[::2, 0] = 1.0
+    mixed = answer_losses(model, rows, gates=Gates((OTHER, OWN), weights), batch_tokens=60)
+    other = answer_losses(model, rows, expert=OTHER)
+    base = answer_losses(model, rows, expert="base")
+    assert torch.allclose(mixed.total[::2], other.total[::2], atol=1e-4)
+    assert torch.allclose(mixed.total[1::2], base.total[1::2], atol=1e-4)
+    assert not torch.allclose(other.total, base.total, atol=1e-2)
+
+
+def test_routed_means_the_router_even_where_an_expert_is_pinned() -> None:
+    model, rows, _, _ = make_model()
+    routed = answer_losses(model, rows)
+    model.experts.set_active_expert(OTHER, trainable=False)
+    again = answer_losses(model, rows)
+    assert torch.allclose(routed.total, again.total, atol=1e-4)
+    gates = model.router(rows.features)
+    assert torch.allclose(answer_losses(model, rows, gates=gates).total, routed.total, atol=1e-4)
+
+
+def test_the_mode_is_put_back_and_nothing_gets_a_gradient() -> None:
+    model, rows, _, _ = make_model(dropout=0.5)
+    model.train()
+    a = answer_losses(model, rows, expert=OTHER)
+    assert model.training
+    model.eval()
+    assert torch.equal(a.total, answer_losses(model, rows, expert=OTHER).total)
+    assert not a.total.requires_grad
+
+
+def test_memory_that_runs_out_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows, _, _ = make_model()
+    expected = answer_losses(model, rows, expert=OTHER)
+    original = DyLoRAMoE.forward
+
+    def forward(self: DyLoRAMoE, *args: Any, **kwargs: Any) -> Any:
+        if len(kwargs["input_ids"]) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(DyLoRAMoE, "forward", forward)
+    found = answer_losses(model, rows, expert=OTHER)
+    assert torch.allclose(found.total, expected.total, atol=1e-4)
+
+
+def test_contradicting_arguments_and_foreign_rows_are_told() -> None:
+    model, rows, valid, _ = make_model()
+    with pytest.raises(RoutingError, match="both"):
+        answer_losses(model, rows, expert=OWN, gates=model.router(rows.features))
+    with pytest.raises(RoutingError, match="one per row"):
+        answer_losses(model, rows, gates=model.router(valid.features))
+    with pytest.raises(DataError, match="do not go with"):
+        Rows(rows.encoded, valid.trunk)
