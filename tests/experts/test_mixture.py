@@ -172,3 +172,22 @@ def test_the_layer_compiles_without_a_graph_break() -> None:
     x = torch.randn(2, 3, layer.in_features)
     with layer._slot.bound(Gates(("expert_0", "expert_1"), torch.full((2, 2), 0.5))):
         assert torch.allclose(compiled(x), layer(x), atol=1e-5)
+
+
+def test_a_fused_optimizers_steps_are_seen_by_inference() -> None:
+    manager = with_experts()
+    manager.set_trainable({"expert_1"})
+    gates = Gates.only("expert_1", 2)
+    optimizer = torch.optim.AdamW(manager.trainable_parameters("expert_1"), lr=0.1, fused=True)
+    seen = []
+    for _ in range(2):
+        with torch.no_grad():
+            seen.append(logits(manager, gates))
+        for parameter in manager.trainable_parameters("expert_1"):
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    manager.freeze()
+    with torch.no_grad():
+        seen.append(logits(manager, gates))
+    assert not torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[1], seen[2])

@@ -203,8 +203,14 @@ def test_every_family_trains(family: str, tmp_path: Path) -> None:
 
 def test_a_bf16_base_trains_with_fp32_masters(tmp_path: Path) -> None:
     parts = make_model(dtype=torch.bfloat16)
-    outcome, _ = train(parts, tmp_path)
-    assert outcome.best_loss < outcome.start_loss
+    phase = replace(two_phases()[1], epochs=4.0)
+    outcome, memory = train(parts, tmp_path, phases=[phase])
+    # Every evaluation sees the weights as they are then, and not a copy cast to bf16 before.
+    assert len(set(memory.series("eval_own_loss"))) == 5
+    assert outcome.best_loss < 0.9 * outcome.start_loss
+    fresh = make_model(dtype=torch.bfloat16)
+    fresh[0].experts.restore(OWN, parts[0].experts.state(OWN))
+    assert answer_losses(fresh[0], fresh[2], expert=OWN).mean == pytest.approx(outcome.best_loss)
     assert {p.dtype for p in parts[0].experts.parameters_of(OWN).values()} == {torch.float32}
 
 

@@ -108,6 +108,13 @@ def test_memory_that_runs_out_halves_the_pass_and_keeps_the_gradient(
     assert "going on with 2" in warnings[1]
 
 
+def test_what_a_failed_update_left_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, whole = gradients([ROWS])
+    limit(monkeypatch, 3, MemoryError())
+    _, found = gradients([ROWS[:2], ROWS[2:]])
+    same(found, whole)
+
+
 def test_a_row_that_does_not_fit_alone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     limit(monkeypatch, 0, MemoryError("no more"))
     with pytest.raises(TrainingError, match=r"one row alone.*no more.*max_length"):

@@ -87,8 +87,8 @@ def results_table(results: Sequence[LearnResult]) -> Table:
 
 def matrix_table(matrices: Matrices) -> Table:
     """Row i: every skill after step i; bold where the skill was first learned. Accuracies, or
-    losses where no answers were generated."""
-    generated = any(value is not None for row in matrices.accuracy for value in row)
+    losses where no answers were generated after the last step."""
+    generated = any(value is not None for value in matrices.accuracy[-1])
     measure, cells = ("Accuracy", matrices.accuracy) if generated else ("Loss", matrices.loss)
     drawn = table(
         f"{measure} of each skill after each arrival", "after", *matrices.columns,

@@ -281,6 +281,7 @@ class ExpertManager:
     def _settle(self) -> None:
         # PEFT switches adapters and gradients as it sees fit whenever one comes or goes.
         active = (self._pinned,) if self._pinned is not None else self.names
+        self.slot.revision += 1
         self._adapters.switch(active, self._trainable)
 
     def _check_known(self, name: str) -> None:

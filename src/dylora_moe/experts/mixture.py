@@ -91,9 +91,12 @@ class MixtureLinear(Linear):
         return torch.cat(parts, dim=-1)
 
     def _stacks(self, names: tuple[str, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        # A fused optimizer changes parameters without counting it in `_version`, so the stack of
+        # an expert that learns is never kept; freezing it counts as a revision.
+        learning = any(self.lora_B[name].weight.requires_grad for name in names)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or learning:
             return self._stacked(names, dtype)
-        # `_version` counts in-place changes (an optimizer's), `revision` the manager's.
+        # `_version` counts in-place changes by hand, `revision` the manager's.
         version = sum(
             self.lora_A[name].weight._version + self.lora_B[name].weight._version for name in names
         )

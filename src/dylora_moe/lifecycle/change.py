@@ -100,13 +100,13 @@ def weigh(
         excused: skills that the change is about, judged by another rule.
     """
     scored = score_pool(live, before, generate=recipe.generate, changed=changed)
-    older = {skill: loss for skill, loss in before.losses().items() if skill in live.skills}
-    decision = decide_gate(older, scored.card.losses(), recipe.tolerance, excused)
+    old, new = before.compared(scored.card)
+    names = [live.skills[skill].name for skill in excused]
+    decision = decide_gate(old, new, recipe.tolerance, names)
     return scored, decision
 
 
 def gate_event(
-    live: LivePool,
     before: Scorecard,
     scored: ScoringPass,
     decision: GateDecision,
@@ -114,15 +114,14 @@ def gate_event(
     run_id: str | None,
 ) -> Event:
     """The event `gate` with every older skill's loss before and after, by name."""
-    names = {skill_id: skill.name for skill_id, skill in live.skills.items()}
-    after = scored.card.losses()
+    old, new = before.compared(scored.card)
     return Event(
         "gate",
         {
             "promoted": decision.promoted,
             "tolerance": tolerance,
-            "before": {names[s]: loss for s, loss in before.losses().items() if s in names},
-            "after": {names[s]: loss for s, loss in after.items()},
+            "before": old,
+            "after": new,
             "rows_rescored": scored.rescored,
         },
         decision.reason,

@@ -176,7 +176,7 @@ def _promote(
     excused = [skill_id] if of_verdict == "revised" else []
     scored, decision = weigh(live, step.card, recipe, changed=changed, excused=excused)
     run_id = run.id if run is not None else None
-    gated = gate_event(live, step.card, scored, decision, recipe.tolerance, run_id)
+    gated = gate_event(step.card, scored, decision, recipe.tolerance, run_id)
     if not decision.promoted:
         event = Event("rejected", {"arrival": step.observation.name}, decision.reason, run_id)
         step.stores.registry.record(gated, event)

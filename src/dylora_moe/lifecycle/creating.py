@@ -93,7 +93,7 @@ def create(step: Step) -> LearnResult:
     routed = router_event(live, fitted, time.perf_counter() - began, run.id)
     step.watch.stage("gate", f"{len(live.skills)} skills")
     scored, decision = weigh(live, step.card, step.recipe, changed=[expert_id])
-    gated = gate_event(live, step.card, scored, decision, step.recipe.tolerance, run.id)
+    gated = gate_event(step.card, scored, decision, step.recipe.tolerance, run.id)
     if not decision.promoted:
         step.stores.registry.record(
             gated,

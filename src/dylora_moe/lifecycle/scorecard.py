@@ -88,6 +88,21 @@ class Scorecard:
         """Routed loss by skill id, for skills that have validation rows."""
         return {skill: card.loss for skill, card in self.skills.items() if card.rows}
 
+    def compared(self, after: Scorecard) -> tuple[dict[str, float], dict[str, float]]:
+        """Token-mean losses by skill name in this card and in a later one, over the rows that
+        both have: what makes a skill better or worse, and not merely measured on other rows."""
+        old, new = {}, {}
+        for skill, card in self.skills.items():
+            later = (
+                {row.key: row for row in after.skills[skill].rows} if skill in after.skills else {}
+            )
+            pairs = [(row, later[row.key]) for row in card.rows if row.key in later]
+            tokens = sum(row.tokens for row, _ in pairs)
+            if tokens:
+                old[card.name] = sum(row.total for row, _ in pairs) / tokens
+                new[card.name] = sum(row.total for _, row in pairs) / tokens
+        return old, new
+
     def by_name(self) -> dict[str, SkillScore]:
         return {card.name: card.summary for card in self.skills.values()}
 

@@ -196,7 +196,7 @@ class UpdateGradient:
         ]
 
     def _backward(self, passes: Sequence[Pass], step: int) -> dict[str, Tensor]:
-        targets = None
+        targets = self._count(passes)
         total = torch.zeros((), device=self._model.device)
         for rows in self._micro.split(passes):
             self._tried = len(rows)

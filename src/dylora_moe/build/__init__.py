@@ -1,0 +1,1 @@
+"""Settings in, wired objects out: the only room that imports storage."""

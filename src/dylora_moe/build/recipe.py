@@ -1,0 +1,87 @@
+"""Settings as people write them become the plain values that the learner works with."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Literal
+
+from dylora_moe.config import LearnSettings, NoveltySettings, PhaseSettings
+from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.lifecycle.recipe import ExpertShape, Recipe
+from dylora_moe.skills.classifier import ClassifierTwoSample
+from dylora_moe.skills.cosine import Cosine
+from dylora_moe.skills.growth import GrowthLimits
+from dylora_moe.skills.novelty import Limits, NoveltyDetector
+from dylora_moe.skills.router_entropy import RouterEntropy
+from dylora_moe.training.objective import RouterLossWeights
+from dylora_moe.training.phases import Phase
+
+_THRESHOLDS = {"classifier": 0.80, "cosine-maximum": 0.85, "cosine-median": 0.85, "entropy": 0.5}
+
+
+def make_recipe(settings: LearnSettings) -> Recipe:
+    """The recipe of these settings."""
+    novelty, expert, router = settings.novelty, settings.expert, settings.router
+    new_expert = [_phase("consolidation", settings.consolidation)]
+    if settings.seeding is not None:
+        new_expert.insert(0, _phase("seeding", settings.seeding))
+    text = settings.model_dump_json(exclude={"report_to"})
+    return Recipe(
+        seed=settings.seed,
+        validation_fraction=settings.validation_fraction,
+        max_length=settings.max_length,
+        detector=_detector(novelty, settings.seed),
+        last_layer=novelty.detector.startswith("cosine"),
+        growth=GrowthLimits(
+            allowed=novelty.growth,
+            max_experts=novelty.max_experts,
+            max_parameters=novelty.max_parameters,
+            cooldown=novelty.cooldown,
+            # The verdict has counted all rows; what is left to train on after the split may be
+            # fewer, and is enough if the verdict was.
+            min_samples=2,
+            min_tokens=1,
+        ),
+        shape=ExpertShape(expert.rank, expert.alpha, expert.dropout, expert.targets, expert.start),
+        new_expert=tuple(new_expert),
+        more_data=(_phase("consolidation", settings.more_data),),
+        gate=router.gate,
+        top_k=router.top_k,
+        none_share=router.none_share,
+        losses=RouterLossWeights(router.balance, router.z, router.entropy, router.rehearsal),
+        tolerance=settings.gate.tolerance,
+        generate=settings.generate_scores,
+        gradient_checkpointing=settings.gradient_checkpointing,
+        fingerprint=hashlib.sha256(text.encode()).hexdigest(),
+    )
+
+
+def _phase(name: Literal["seeding", "consolidation"], settings: PhaseSettings) -> Phase:
+    values = settings.model_dump()
+    return Phase(name=name, scheduler=values.pop("schedule"), **values)
+
+
+def _detector(settings: NoveltySettings, seed: int) -> Callable[[LivePool], NoveltyDetector]:
+    threshold = settings.threshold
+    if threshold is None:
+        threshold = _THRESHOLDS[settings.detector]
+    limits = Limits(settings.badly, settings.min_examples, settings.min_tokens)
+
+    def make(live: LivePool) -> NoveltyDetector:
+        if settings.detector == "classifier":
+            return ClassifierTwoSample(threshold, limits, seed=seed)
+        if settings.detector == "entropy":
+            return RouterEntropy(
+                lambda features: live.router(features.to(live.base.device)).entropy,
+                threshold,
+                Limits(limits.fit, limits.samples, limits.tokens, settled=float("inf")),
+            )
+        mode: Literal["maximum", "median"] = (
+            "maximum" if settings.detector == "cosine-maximum" else "median"
+        )
+        return Cosine(
+            threshold, mode, Limits(limits.fit, limits.samples, limits.tokens, settled=2.0)
+        )
+
+    return make
