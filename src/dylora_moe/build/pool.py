@@ -91,6 +91,9 @@ class Pool:
         loaded = load_base(base, device=device, dtype=dtype, targets=targets, tap=tap)
         own = Own.write(loaded, format, system, own_prompts, seed, watch)
         body = own.to_bytes()
+        # A pool may be opened from another folder than it was made in.
+        place = Path(base).expanduser()
+        base = str(place.resolve()) if place.exists() else base
         meta = make_meta(loaded, base, format, system, tap, targets, seed, __version__, body)
 
         def fill(storage: pool_folder.Storage) -> None:

@@ -6,7 +6,7 @@ The row for *no expert* is fitted on them. Knows sampling; knows nothing of feat
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
