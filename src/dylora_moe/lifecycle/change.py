@@ -10,14 +10,17 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
 from dylora_moe.lifecycle.gate import GateDecision, decide_gate
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.recipe import Recipe
 from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.lifecycle.scoring_pass import ScoringPass, score_pool
-from dylora_moe.ports import ArtifactStore, ExampleStore, Registry, RunStore
+from dylora_moe.ports import ArtifactStore, ExampleStore, Registry, Run, RunStore
 from dylora_moe.records import (
     BASE_NAME,
+    MATURE_FROM,
     Artifact,
     Event,
     Example,
@@ -27,6 +30,8 @@ from dylora_moe.records import (
 )
 from dylora_moe.routing import state as router_state
 from dylora_moe.routing.fit import FitReport, fit_correction
+from dylora_moe.routing.losses import balance_loss
+from dylora_moe.routing.routing import Routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +51,19 @@ def load_card(live: LivePool, artifacts: ArtifactStore) -> Scorecard:
     return Scorecard.from_bytes(artifacts.open(live.revision.scores).read_bytes())
 
 
+def shape_router(live: LivePool, recipe: Recipe) -> None:
+    """Gives the router the recipe's kind of gate, before anything is learned by it; another kind
+    starts its correction anew."""
+    if live.router.gate != recipe.gate:
+        maturity = live.router.maturity
+        live.model.router = live.fresh_router(recipe.gate, recipe.top_k)
+        live.router.set_maturity(maturity)
+    live.router.rule = replace(live.router.rule, top_k=recipe.top_k)
+
+
 def adapt_router(live: LivePool, recipe: Recipe) -> FitReport:
     """Trains the gate's correction on stored features and calibrates its two numbers."""
-    if live.router.gate != recipe.gate:
-        live.model.router = live.fresh_router(recipe.gate, recipe.top_k)
-    live.router.rule = replace(live.router.rule, top_k=recipe.top_k)
+    live.router.anneal(_ripeness(live))
     return fit_correction(
         live.router,
         {skill.skill_id: skill.features.float() for skill in live.library.skills},
@@ -63,9 +76,20 @@ def adapt_router(live: LivePool, recipe: Recipe) -> FitReport:
     )
 
 
+def _ripeness(live: LivePool) -> float:
+    """How far the pool's youngest expert is past maturity, 0 to 1: what the gate is annealed by."""
+    youngest = min(live.router.maturity.values(), default=0.0)
+    return max(0.0, (youngest - MATURE_FROM) / (1.0 - MATURE_FROM))
+
+
 def router_event(live: LivePool, report: FitReport, seconds: float, run_id: str | None) -> Event:
-    """The event `router` with what the fit came to."""
+    """The event `router` with what the fit came to, and how the stored rows are shared out now."""
     none = report.none
+    with torch.no_grad():
+        stored = torch.cat([live.own, *(s.features.float() for s in live.library.skills)])
+        routing: Routing = live.router(stored.to(live.base.device))
+        belongs = torch.arange(len(stored), device=live.base.device) >= len(live.own)
+        balance = balance_loss(routing.probabilities, belongs)
     return Event(
         "router",
         {
@@ -79,6 +103,8 @@ def router_event(live: LivePool, report: FitReport, seconds: float, run_id: str 
             "own_to_none": none.own_share if none is not None else None,
             "foreign_to_none": none.foreign_share if none is not None else None,
             "fit_seconds": seconds,
+            "balance_loss": float(balance),
+            "entropy": float(routing.entropy[belongs].mean()) if belongs.any() else None,
         },
         run_id=run_id,
     )
@@ -200,9 +226,17 @@ def commit(
     note: str,
     numbers: Mapping[str, Any],
     events: Sequence[Event | None] = (),
-    run_id: str | None = None,
+    run: Run | None = None,
 ) -> PoolRevision:
-    """Stores router and scores, commits the revision with its events, and makes it live."""
+    """Stores router and scores, commits the revision with its events, closes the run and makes
+    the revision live.
+
+    Args:
+        numbers: of the event `promoted`.
+        events: further ones of the same transaction. Before `promoted` where the change is an
+            arrival's; after it where `promoted` is all that tells of the change.
+        run: whose work this is.
+    """
     router = router_state.to_bytes(live.router)
     scores = card.to_bytes(arrival)
     revision = PoolRevision(
@@ -216,9 +250,13 @@ def commit(
     )
     # Exact under the pool's lock, and `commit` refuses if somebody else moved the pool.
     number = stores.registry.revisions()[-1].number + 1
-    promoted = Event("promoted", {"revision": number, **numbers}, note, run_id)
+    run_id = run.id if run is not None else None
+    promoted = [Event("promoted", {"revision": number, **numbers}, note, run_id)]
     told = [event for event in events if event is not None]
-    committed = stores.registry.commit(revision, [*told, promoted])
+    order = told + promoted if arrival is not None else promoted + told
+    committed = stores.registry.commit(revision, order)
+    if run is not None:
+        run.finish()
     live.become(committed)
     return committed
 

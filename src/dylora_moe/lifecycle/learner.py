@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 
 from dylora_moe.errors import DyLoRAError, LearningInterruptedError
@@ -20,7 +20,8 @@ from dylora_moe.lifecycle.creating import create, growth_refusals
 from dylora_moe.lifecycle.judgement import Judgement, judge
 from dylora_moe.lifecycle.last_states import last_layer_library, last_layer_states
 from dylora_moe.lifecycle.live import LivePool
-from dylora_moe.lifecycle.observation import Observation, observe
+from dylora_moe.lifecycle.names import find_skill
+from dylora_moe.lifecycle.observation import Observation, observe, stored_sides
 from dylora_moe.lifecycle.recipe import Order, Recipe
 from dylora_moe.lifecycle.results import LearnResult, Plan
 from dylora_moe.lifecycle.step import Step, finished
@@ -28,6 +29,9 @@ from dylora_moe.lifecycle.watch import Watch
 from dylora_moe.ports import Reporter, Run
 from dylora_moe.records import Arrival, Event, Example, Verdict
 from dylora_moe.skills.separability import separability
+
+_ALIKE = 0.8
+"""Separability below which rows that wait are of an arrival's kind: the novelty test's default."""
 
 
 class Learner:
@@ -78,10 +82,13 @@ class Learner:
         """
         start = time.perf_counter()
         order = order or Order()
+        if order.into is not None:
+            find_skill(self.live.revision, order.into)
+        self._tidy()
         if not (order.into or order.as_new) and (told := self._already_known(arrival, start)):
             return told
-        joined, waited = self._joined(arrival)
         with self._taken_back(arrival.name):
+            joined, waited = self._joined(arrival)
             observation, judgement = self._look(joined)
             self.watch.verdict(arrival.name, judgement.verdict)
             self._record_arrival(observation, judgement)
@@ -98,23 +105,23 @@ class Learner:
                 key=self._key(joined, order),
                 start=start,
             )
-            result = self._act(step)
-            if result.action != "waiting":
+            result = self._act(step, joined)
+            if result.action not in ("waiting", "rejected"):
                 self.stores.examples.admit([name for name, _ in waited])
         self.watch.result(result)
         return result
 
-    def _act(self, step: Step) -> LearnResult:
+    def _act(self, step: Step, arrival: Arrival) -> LearnResult:
         order, verdict = step.order, step.judgement.verdict
         if order.into is not None:
             return consolidate(step, self.live.record(order.into).skill_id, of_verdict="known")
         if order.as_new:
             return create(step)
         if verdict.name == "unsure":
-            return self._wait(step, verdict.reason)
+            return self._wait(step, arrival, verdict.reason)
         if verdict.name == "novel":
             refused = growth_refusals(step)
-            return self._wait(step, refused) if refused else create(step)
+            return self._wait(step, arrival, refused) if refused else create(step)
         assert step.judgement.skill_id is not None
         return consolidate(step, step.judgement.skill_id, of_verdict=verdict.name)
 
@@ -150,18 +157,18 @@ class Learner:
         for name, rows in waiting:
             theirs = self.live.encode(rows, max_length=self.recipe.max_length).features
             alike = name == arrival.name or (
-                min(len(ours), len(theirs)) >= 2 and separability(ours, theirs).value < 0.8
+                min(len(ours), len(theirs)) >= 2 and separability(ours, theirs).value < _ALIKE
             )
             if alike:
                 chosen.append((name, rows))
-        known = {example.key for example in arrival.examples}
+        known = {example.key for example in (*arrival.examples, *(arrival.validation or ()))}
         extra = {row.key: row for _, rows in chosen for row in rows if row.key not in known}
         return replace(arrival, examples=(*arrival.examples, *extra.values())), chosen
 
     def _already_known(self, arrival: Arrival, start: float) -> LearnResult | None:
         """What to answer if every row was learned before: the same command again does nothing."""
         for record in self.live.revision.skills:
-            stored = {e.key for e in self.live.read(record.examples + record.validation)}
+            stored = self.live.keys_of(record.examples + record.validation)
             if all(example.key in stored for example in arrival.examples):
                 reason = f"all {len(arrival.examples)} rows are in skill {record.name} already"
                 verdict = Verdict("known", None, None, ((record.skill_id, 0.5),), reason)
@@ -184,10 +191,12 @@ class Learner:
                 return result
         return None
 
-    def _wait(self, step: Step, reason: str) -> LearnResult:
-        rows = (*step.observation.train_examples, *step.observation.validation_examples)
-        waiting = self.stores.examples.wait(step.observation.name, rows)
-        numbers = {"arrival": step.observation.name, "rows": len(rows)}
+    def _wait(self, step: Step, arrival: Arrival, reason: str) -> LearnResult:
+        # Validation rows that the person named do not wait: learned with a later batch, they would
+        # be split anew and some of them trained on.
+        rows = arrival.examples
+        waiting = self.stores.examples.wait(arrival.name, rows)
+        numbers = {"arrival": arrival.name, "rows": len(rows)}
         self.stores.registry.record(Event("waiting", numbers, reason))
         return finished(step, "waiting", None, f"{reason}; {waiting} rows wait in the pool")
 
@@ -216,6 +225,7 @@ class Learner:
         body = "\n".join([
             self.recipe.fingerprint, repr(order), str(self.live.revision.number),
             *(example.key for example in arrival.examples),
+            "validation", *(example.key for example in arrival.validation or ()),
         ])  # fmt: skip
         return hashlib.sha256(body.encode()).hexdigest()
 
@@ -227,16 +237,35 @@ class Learner:
         except KeyboardInterrupt:
             self._restore()
             raise LearningInterruptedError(
-                f"interrupted while learning {name}: the pool is as it was, the unfinished run is "
+                f"interrupted while learning {name}: the pool is as it was and unfinished work is "
                 "kept; the same command goes on with it"
             ) from None
         except BaseException as error:
             self._restore()
-            if isinstance(error, DyLoRAError):
-                self.stores.registry.record(
-                    Event("error", {"arrival": name, "type": type(error).__name__}, str(error))
-                )
+            if isinstance(error, Exception):
+                self._record_error(name, error)
             raise
+
+    def _record_error(self, name: str, error: Exception) -> None:
+        event = Event("error", {"arrival": name, "type": type(error).__name__}, str(error))
+        # On a full disk this fails too, and must not hide what happened.
+        with suppress(DyLoRAError):
+            self.stores.registry.record(event)
+
+    def _tidy(self) -> None:
+        """Finishes what a process that died right after a promotion could not: its run is closed,
+        and rows that waited and were learned wait no more."""
+        unfinished = self.stores.runs.unfinished()
+        if unfinished:
+            done = {event.run_id for event in self.stores.registry.events("promoted")}
+            for run in unfinished:
+                if run.id in done:
+                    run.finish()
+        learned = frozenset[str]().union(*stored_sides(self.live))
+        waiting = self.stores.examples.waiting()
+        names = [name for name, rows in waiting if all(row.key in learned for row in rows)]
+        if names:
+            self.stores.examples.admit(names)
 
     def _restore(self) -> None:
         self.live.become(self.stores.registry.current(), dirty=self.live.experts.names)

@@ -13,11 +13,11 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
-from dylora_moe.errors import PoolError
 from dylora_moe.experts.manager import ExpertManager
 from dylora_moe.foundation.base import Base
 from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.foundation.trunk_cache import TrunkCache
+from dylora_moe.lifecycle.names import find_expert, find_skill
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.ports import ArtifactStore, ExampleStore
 from dylora_moe.records import Artifact, Example, ExpertVersion, PoolRevision, SkillRecord
@@ -78,6 +78,7 @@ class LivePool:
         self.revision = PoolRevision(0, None, (), (), None, None, note="empty")
         self.model = DyLoRAMoE(base, self.fresh_router(), self.experts)
         self._rows: dict[tuple[Artifact, ...], tuple[tuple[Example, ...], Rows | None]] = {}
+        self._keys: dict[Artifact, frozenset[str]] = {}
 
     @property
     def router(self) -> DynamicHybridRouter:
@@ -105,6 +106,7 @@ class LivePool:
         library = SkillLibrary()
         for record in revision.skills:
             library.load(self._artifacts.open(record.features).read_bytes())
+        skills = {record.skill_id: self._skill(record) for record in revision.skills}
         wanted = {version.expert_id: version for version in revision.experts}
         numbers = {name: version.version for name, version in wanted.items()}
         stale = [
@@ -126,7 +128,7 @@ class LivePool:
             self.experts.load(name, folder)
         self.library = library
         self.model.router = (router or self.fresh_router()).to(self.base.device)
-        self.skills = {record.skill_id: self._skill(record) for record in revision.skills}
+        self.skills = skills
         self.versions = numbers
         self.router.set_maturity({name: v.maturity for name, v in wanted.items()})
         self.experts.freeze()
@@ -151,11 +153,7 @@ class LivePool:
         Raises:
             PoolError: there is none.
         """
-        found = self.revision.expert(name)
-        if found is None:
-            known = ", ".join(e.alias for e in self.revision.experts) or "none yet"
-            raise PoolError(f"no expert '{name}' in this pool; there are: {known}")
-        return found
+        return find_expert(self.revision, name)
 
     def alias(self, expert_id: str) -> str:
         """What people call the expert."""
@@ -168,15 +166,7 @@ class LivePool:
         Raises:
             PoolError: there is none.
         """
-        for record in self.revision.skills:
-            if name in (record.name, record.skill_id):
-                return record
-        expert = self.revision.expert(name)
-        for record in self.revision.skills:
-            if expert is not None and record.expert_id == expert.expert_id:
-                return record
-        known = ", ".join(r.name for r in self.revision.skills) or "none yet"
-        raise PoolError(f"no skill '{name}' in this pool; there are: {known}")
+        return find_skill(self.revision, name)
 
     def encode(
         self,
@@ -202,6 +192,13 @@ class LivePool:
             for example in self._examples.read(artifact):
                 found.setdefault(example.key, example)
         return tuple(found.values())
+
+    def keys_of(self, files: tuple[Artifact, ...]) -> frozenset[str]:
+        """Keys of the stored examples; files never change, so each is read once."""
+        for artifact in files:
+            if artifact not in self._keys:
+                self._keys[artifact] = frozenset(e.key for e in self._examples.read(artifact))
+        return frozenset().union(*(self._keys[artifact] for artifact in files))
 
     def _skill(self, record: SkillRecord) -> LiveSkill:
         if record.validation not in self._rows:

@@ -71,17 +71,14 @@ def observe(
     """Splits and encodes an arrival and takes its trunk states.
 
     Args:
-        fraction: share of the rows that validate, where the arrival names no validation rows.
+        fraction: share of the new rows that validate, where the arrival names no validation rows.
         max_length: tokens; the model's context where None.
         progress: called with (rows done, rows in all).
 
     Raises:
         DataError: no rows to train on, or a row longer than the limit.
     """
-    if arrival.validation is None:
-        train, validation = split(arrival.examples, fraction)
-    else:
-        train, validation = list(arrival.examples), list(arrival.validation)
+    train, validation = sides(live, arrival, fraction)
     if not train:
         raise DataError(
             f"{arrival.name}: no rows to train on, all {len(validation)} validate; bring more rows "
@@ -112,3 +109,37 @@ def observe(
         answer_tokens=sum(rows.targets) + (sum(held_out.targets) if held_out else 0),
         trunk_seconds=time.perf_counter() - start,
     )
+
+
+def sides(
+    live: LivePool, arrival: Arrival, fraction: float
+) -> tuple[list[Example], list[Example]]:
+    """The rows to train on and those to validate on.
+
+    A row the pool has stays on the side it is stored on, whatever this arrival says of it: else
+    rows that were held out from a file of their own would be trained on when they return, and rows
+    that were trained on would flatter the score.
+    """
+    held_out, trained = stored_sides(live)
+    given = arrival.validation
+    if given is None:
+        train, validation = split(arrival.examples, fraction)
+    else:
+        named = {example.key for example in given}
+        train = [example for example in arrival.examples if example.key not in named]
+        validation = list(given)
+    back = [example for example in train if example.key in held_out]
+    forth = [example for example in validation if example.key in trained]
+    train = [example for example in train if example.key not in held_out]
+    validation = [example for example in validation if example.key not in trained]
+    if given is None:
+        train += forth
+    return train, validation + back
+
+
+def stored_sides(live: LivePool) -> tuple[frozenset[str], frozenset[str]]:
+    """Keys of the rows that some skill holds out, and of those that some skill was trained on."""
+    skills = live.revision.skills
+    held_out = live.keys_of(tuple(file for skill in skills for file in skill.validation))
+    trained = live.keys_of(tuple(file for skill in skills for file in skill.examples))
+    return held_out, trained - held_out

@@ -5,10 +5,11 @@ Made at the door from the person's settings; knows nothing of where they were wr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
 
+from dylora_moe.errors import ConfigError
 from dylora_moe.experts.sites import Targets
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.routing.correction import GateKind
@@ -64,7 +65,6 @@ class Recipe:
     gradient_checkpointing: bool
     fingerprint: str
     better: float = 0.005
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +74,9 @@ class Order:
     into: str | None = None
     as_new: bool = False
     name: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.into is not None and self.as_new:
+            raise ConfigError(
+                f"into '{self.into}' and as_new contradict each other; give one of them"
+            )

@@ -45,12 +45,14 @@ class Step:
         return f"skill_{self.key[:12]}"
 
     def arrivals_since_creation(self) -> int | None:
-        """Arrivals judged since the last expert was created, this one not counted."""
+        """Arrivals settled since the last expert was created, this one not counted; one that was
+        interrupted and told again counts once."""
         count = 0
         for event in reversed(self.stores.registry.events()):
             if event.kind == "promoted" and event.numbers.get("action") == "created":
-                return max(0, count - 1)
-            count += event.kind == "arrival"
+                return count
+            settled = event.kind in ("promoted", "rejected", "waiting")
+            count += settled and event.numbers.get("arrival") is not None
         return None
 
     def run(self) -> Run:

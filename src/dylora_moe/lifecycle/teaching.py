@@ -12,7 +12,7 @@ from typing import Any
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.step import Step
 from dylora_moe.ports import Run
-from dylora_moe.records import BASE_NAME
+from dylora_moe.records import BASE_NAME, Event
 from dylora_moe.training.expert import train_expert
 from dylora_moe.training.objective import Rehearsal
 from dylora_moe.training.outcome import TrainingOutcome
@@ -42,6 +42,12 @@ def teach(
         on_creation: numbers logged once, before the first step.
     """
     live, watch = step.live, step.watch
+
+    def warn(message: str) -> None:
+        watch.warning(message)
+        numbers = {"arrival": step.observation.name, "expert": expert_id}
+        step.stores.registry.record(Event("warning", numbers, message, run.id))
+
     watch.stage("training", f"{expert_id} on {len(train)} rows")
     with closing(step.reporter(run)) as reporter:
         if on_creation:
@@ -61,7 +67,7 @@ def teach(
             seed=step.recipe.seed,
             gradient_checkpointing=step.recipe.gradient_checkpointing,
             on_progress=watch.progress,
-            on_warning=watch.warning,
+            on_warning=warn,
         )
 
 

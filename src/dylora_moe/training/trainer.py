@@ -190,14 +190,8 @@ class ExpertTrainer(Trainer):
         if self.optimizer is None:
             groups = parameter_groups(self.phase, self.task.expert_id, self.gradient.groups)
             self.optimizer = torch.optim.AdamW(groups, fused=self._device.type in ("cpu", "cuda"))
-            # A fused step changes tensors without counting up their version, by which the mixture
-            # layers know that what they keep for passes without gradient is out of date.
-            self.optimizer.register_step_post_hook(self._weights_changed)
         made: torch.optim.Optimizer = self.optimizer
         return made
-
-    def _weights_changed(self, *_: Any) -> None:
-        self.model.experts.slot.revision += 1
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
