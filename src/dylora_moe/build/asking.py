@@ -80,4 +80,5 @@ class Stream:
     def _take(self, text: str) -> None:
         if self._given_up.is_set():
             raise _Stopped
-        self._pieces.put(text)
+        if text:
+            self._pieces.put(text)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,33 +72,6 @@ def prompt_format(kind: str, system: str | None) -> PromptFormat:
     raise ConfigError(f"prompt format '{kind}' is unknown; choose 'plain' or 'chat'")
 
 
-def make_meta(
-    base: Base,
-    name: str,
-    kind: str,
-    system: str | None,
-    tap: int | None,
-    targets: Sequence[str] | None,
-    seed: int,
-    version: str,
-    own: bytes,
-) -> dict[str, Any]:
-    """The pool's fixed facts; `own` is the body of the file with the base's own prompts."""
-    return {
-        "own": {"path": OWN_FEATURES, "sha256": hashlib.sha256(own).hexdigest()},
-        "base": name,
-        "fingerprint": base.fingerprint,
-        "format": kind,
-        "system": system,
-        "tap": base.anatomy.tap_layer,
-        "tap_given": tap,
-        "targets": list(targets) if targets is not None else None,
-        "feature_blocks": list(base.anatomy.feature_blocks),
-        "seed": seed,
-        "version": version,
-    }
-
-
 def read_own(artifacts: ArtifactStore, meta: Mapping[str, Any]) -> Tensor:
     """The features of `Own.to_bytes`.
 
@@ -114,7 +86,7 @@ def read_own(artifacts: ArtifactStore, meta: Mapping[str, Any]) -> Tensor:
 def load_live(
     storage: Storage, meta: Mapping[str, Any], base: Base, own: Float[Tensor, "n d_features"]
 ) -> LivePool:
-    """The pool in memory at its current revision.
+    """The pool in memory, empty yet.
 
     Raises:
         PoolError: the base is not the one the pool was made on.
@@ -125,8 +97,6 @@ def load_live(
             "weights differ); bring that base back, or make a new pool: dylora init"
         )
     fmt = prompt_format(meta["format"], meta["system"])
-    live = LivePool(
+    return LivePool(
         base, fmt, own, storage.artifacts, storage.examples, storage.root / "runs" / ".trunk"
     )
-    live.become(storage.registry.current())
-    return live

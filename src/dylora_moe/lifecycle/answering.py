@@ -5,6 +5,8 @@ Knows prompts and sampling; knows nothing of files or servers.
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,9 +15,9 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import TextStreamer
+from transformers.generation.streamers import BaseStreamer
 
-from dylora_moe.errors import ConfigError
+from dylora_moe.errors import ConfigError, DataError
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.results import Answer
@@ -25,6 +27,8 @@ from dylora_moe.routing.routing import Routing
 from dylora_moe.text.template import Encoded, encode_prompt, stop_token_id
 
 _BATCH_ROWS = 32
+_HALF_A_CHARACTER = "\ufffd"
+"""What tokenizers put for bytes that are no whole character yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +69,8 @@ def answer(
 
     Args:
         expert: alias or id of one expert for all, or `base`; the router decides where None.
-        on_text: called with pieces of the answer as they are written; one prompt only.
+        on_text: called after every token with the text that it completed, which may be none; one
+            prompt only. Together the texts are the answer.
 
     Raises:
         PoolError: no such expert.
@@ -73,11 +78,9 @@ def answer(
     """
     pinned = _pinned(live, expert)
     encoded = [encode_prompt(prompt, live.base.tokenizer, live.fmt) for prompt in prompts]
-    order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
     found: dict[int, Answer] = {}
     with _seeded(sampling.seed, live.base.device):
-        for first in range(0, len(order), _BATCH_ROWS):
-            rows = order[first : first + _BATCH_ROWS]
+        for rows in _batches([len(row) for row in encoded], live, sampling):
             batch = [encoded[index] for index in rows]
             generation = _generate(live, batch, pinned, sampling, on_text)
             for place, index in enumerate(rows):
@@ -91,6 +94,25 @@ def _pinned(live: LivePool, expert: str | None) -> str | None:
     return live.version(expert).expert_id
 
 
+def _batches(lengths: Sequence[int], live: LivePool, sampling: Sampling) -> Iterator[list[int]]:
+    """Prompts of like length together; alone those whose answer the context cuts short, so that
+    the others' is not."""
+    context = live.base.context_length
+    together = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        if context is None or lengths[index] + sampling.max_new_tokens <= context:
+            together.append(index)
+        elif lengths[index] < context:
+            yield [index]
+        else:
+            raise DataError(
+                f"the prompt is {lengths[index]} tokens long and the base's context {context}, "
+                "which leaves no room for an answer; shorten it"
+            )
+    for first in range(0, len(together), _BATCH_ROWS):
+        yield together[first : first + _BATCH_ROWS]
+
+
 def _generate(
     live: LivePool,
     batch: Sequence[Sequence[int]],
@@ -102,8 +124,9 @@ def _generate(
     width = max(len(row) for row in batch)
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in batch])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+    context = live.base.context_length
     options: dict[str, Any] = {
-        "max_new_tokens": sampling.max_new_tokens,
+        "max_new_tokens": min(sampling.max_new_tokens, (context or sys.maxsize) - width),
         "eos_token_id": stop_token_id(live.base.tokenizer),
         "do_sample": sampling.temperature > 0,
     }
@@ -119,20 +142,17 @@ def _generate(
     if sampling.stop:
         options |= {"stop_strings": list(sampling.stop), "tokenizer": live.base.tokenizer}
     if on_text is not None:
-        options["streamer"] = _Streamer(live, on_text)
+        options["streamer"] = _Streamer(live, on_text, sampling.stop)
     return generate(live.model, ids, mask, expert=expert, **options)
 
 
 def _answer(
     live: LivePool, generation: Generation, row: int, expert: str | None, sampling: Sampling
 ) -> Answer:
-    tokens = generation.answers[row].tolist()
     stop = stop_token_id(live.base.tokenizer)
-    if stop in tokens:
-        tokens = tokens[: tokens.index(stop)]
-    text = str(live.base.tokenizer.decode(tokens, skip_special_tokens=True))
-    for ending in sampling.stop:
-        text = text.partition(ending)[0]
+    tokens = list(
+        itertools.takewhile(lambda token: token != stop, generation.answers[row].tolist())
+    )
     routing = generation.routing
     if routing is None:
         weights = {} if expert in (None, BASE_NAME) else {str(expert): 1.0}
@@ -143,7 +163,7 @@ def _answer(
         none = float(routing.none[row])
     best = max(weights, key=lambda name: weights[name], default=None)
     return Answer(
-        text=text,
+        text=_text(live, tokens, sampling.stop),
         expert=BASE_NAME if best is None else live.alias(best),
         version=None if best is None else live.versions[best],
         weights={live.alias(name): weight for name, weight in weights.items()},
@@ -152,16 +172,50 @@ def _answer(
     )
 
 
-class _Streamer(TextStreamer):
-    """Hands on the text of one answer as it is written."""
+class _Streamer(BaseStreamer):
+    """Hands on the text of one answer as it is written: the pieces together are the answer.
 
-    def __init__(self, live: LivePool, on_text: Callable[[str], None]) -> None:
-        super().__init__(live.base.tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._on_text = on_text
+    Held back is what a later token may still change: half a character, and what may become the
+    beginning of a text that ends the answer.
+    """
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        if text:
-            self._on_text(text)
+    def __init__(
+        self, live: LivePool, on_text: Callable[[str], None], endings: Sequence[str]
+    ) -> None:
+        self._live, self._on_text, self._endings = live, on_text, endings
+        self._tokens: list[int] = []
+        self._sent, self._at_the_prompt = 0, True
+
+    def put(self, value: Tensor) -> None:
+        if self._at_the_prompt:
+            self._at_the_prompt = False
+            return
+        self._tokens.extend(value.flatten().tolist())
+        text = _text(self._live, self._tokens, self._endings).rstrip(_HALF_A_CHARACTER)
+        self._send(text, len(text) - max((_overlap(text, e) for e in self._endings), default=0))
+
+    def end(self) -> None:
+        text = _text(self._live, self._tokens, self._endings)
+        self._send(text, len(text))
+
+    def _send(self, text: str, settled: int) -> None:
+        self._on_text(text[self._sent : settled])
+        self._sent = max(self._sent, settled)
+
+
+def _text(live: LivePool, tokens: Sequence[int], endings: Sequence[str]) -> str:
+    """The answer that these tokens are, without what ends it."""
+    stop = stop_token_id(live.base.tokenizer)
+    kept = list(itertools.takewhile(lambda token: token != stop, tokens))
+    text = str(live.base.tokenizer.decode(kept, skip_special_tokens=True))
+    for ending in endings:
+        text = text.partition(ending)[0]
+    return text
+
+
+def _overlap(text: str, ending: str) -> int:
+    """How many characters at the end of the text are the beginning of the ending."""
+    return next((n for n in range(len(ending) - 1, 0, -1) if text.endswith(ending[:n])), 0)
 
 
 @contextmanager

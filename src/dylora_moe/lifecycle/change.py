@@ -6,7 +6,8 @@ Knows how what is live becomes stored; knows nothing of why the change was made.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -59,6 +60,22 @@ def shape_router(live: LivePool, recipe: Recipe) -> None:
         live.model.router = live.fresh_router(recipe.gate, recipe.top_k)
         live.router.set_maturity(maturity)
     live.router.rule = replace(live.router.rule, top_k=recipe.top_k)
+
+
+def keeping(live: LivePool, recipe: Recipe, card: Scorecard) -> Recipe:
+    """The recipe for a change that nobody gave settings for: the gate stays as it is, and as many
+    answers are generated for the scores as before."""
+    generated = [
+        sum(row.score is not None for row in skill.rows)
+        for skill in card.skills.values()
+        if skill.rows
+    ]
+    return replace(
+        recipe,
+        gate=live.router.gate,
+        top_k=live.router.rule.top_k,
+        generate=max(generated, default=recipe.generate),
+    )
 
 
 def adapt_router(live: LivePool, recipe: Recipe) -> FitReport:
@@ -233,8 +250,8 @@ def commit(
 
     Args:
         numbers: of the event `promoted`.
-        events: further ones of the same transaction. Before `promoted` where the change is an
-            arrival's; after it where `promoted` is all that tells of the change.
+        events: further ones of the same transaction. Before `promoted` where that ends what an
+            arrival began; after it where it is the first to tell of the change.
         run: whose work this is.
     """
     router = router_state.to_bytes(live.router)
@@ -248,17 +265,33 @@ def commit(
         scores=stores.artifacts.put_bytes(f"scores/{_short(scores)}.json", scores),
         note=note,
     )
-    # Exact under the pool's lock, and `commit` refuses if somebody else moved the pool.
-    number = stores.registry.revisions()[-1].number + 1
     run_id = run.id if run is not None else None
-    promoted = [Event("promoted", {"revision": number, **numbers}, note, run_id)]
+    promoted = [Event("promoted", {"revision": next_number(stores), **numbers}, note, run_id)]
     told = [event for event in events if event is not None]
-    order = told + promoted if arrival is not None else promoted + told
+    order = told + promoted if "arrival" in numbers else promoted + told
     committed = stores.registry.commit(revision, order)
     if run is not None:
         run.finish()
     live.become(committed)
     return committed
+
+
+def next_number(stores: Stores) -> int:
+    """The number that the next revision gets: exact under the pool's lock, and `commit` refuses
+    if somebody else moved the pool."""
+    return stores.registry.revisions()[-1].number + 1
+
+
+@contextmanager
+def all_or_nothing(live: LivePool, stores: Stores) -> Iterator[None]:
+    """Whatever is raised within, what is live becomes the current revision again."""
+    try:
+        yield
+    except BaseException:
+        # Should it fail to be restored (a damaged file), nobody takes it for any revision.
+        live.revision = replace(live.revision, number=-1)
+        live.become(stores.registry.current(), dirty=live.experts.names)
+        raise
 
 
 def replaced(versions: Sequence[ExpertVersion], new: ExpertVersion) -> tuple[ExpertVersion, ...]:

@@ -22,19 +22,29 @@ from dylora_moe.lifecycle.change import (
     replaced,
     replaced_skill,
     router_event,
+    shape_router,
     store_expert,
     store_skill,
     strategy_event,
     weigh,
 )
-from dylora_moe.lifecycle.creating import free_name, trained_event
+from dylora_moe.lifecycle.creating import reject, trained_event
 from dylora_moe.lifecycle.live import LiveSkill
+from dylora_moe.lifecycle.names import free_name
 from dylora_moe.lifecycle.results import Action, LearnResult
 from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.lifecycle.step import Step, finished
 from dylora_moe.lifecycle.teaching import teach
 from dylora_moe.ports import Run
-from dylora_moe.records import BASE_NAME, Event, Example, ExpertVersion, SkillRecord, VerdictName
+from dylora_moe.records import (
+    BASE_NAME,
+    Event,
+    Example,
+    ExpertVersion,
+    SkillRecord,
+    Verdict,
+    VerdictName,
+)
 from dylora_moe.training.measure import answer_losses
 from dylora_moe.training.outcome import TrainingOutcome
 from dylora_moe.training.rows import Rows
@@ -49,19 +59,27 @@ def consolidate(step: Step, skill_id: str, *, of_verdict: VerdictName) -> LearnR
     Raises:
         TrainingError: the training went wrong.
     """
-    live, fit = step.live, step.judgement.verdict.fit
+    live = step.live
     expert_id = live.skills[skill_id].expert_id
+    shape_router(live, step.recipe)
     skill_id, record = _enrol(step, skill_id, expert_id, of_verdict)
     if of_verdict == "revised":
-        step.watch.warning(
-            f"{step.observation.name}: the inputs are those of {record.name if record else ''} "
-            "and the answers are others; the skill is revised to the new answers"
+        step.warn(
+            f"{step.observation.name}: the inputs are those of {live.skills[skill_id].name} and "
+            "the answers are others; the skill is revised to the new answers"
         )
-    if of_verdict == "covered" and fit is not None and fit.value < _COVERED_WELL:
-        return _promote(step, skill_id, record, of_verdict, None)
+    current = next(v for v in live.revision.experts if v.expert_id == expert_id)
+    change = _Change(skill_id, record, current, of_verdict)
+    if nothing_to_teach(step.judgement.verdict, of_verdict):
+        return _promote(step, change)
     run = step.run()
-    trained = _train_on(step, run, skill_id, expert_id, of_verdict)
-    return _promote(step, skill_id, record, of_verdict, trained)
+    return _promote(step, replace(change, trained=_train_on(step, run, change)))
+
+
+def nothing_to_teach(verdict: Verdict, treated_as: VerdictName) -> bool:
+    """Whether the rows are answered so well already that only their statistics are taken."""
+    fit = verdict.fit
+    return treated_as == "covered" and fit is not None and fit.value < _COVERED_WELL
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +95,35 @@ class _Trained:
         return self.outcome.best_loss < self.before * (1.0 - by)
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """What becomes of the skill.
+
+    Attributes:
+        record: of the skill as it was; None for one that is new.
+        current: the promoted version of its expert.
+        trained: None where nothing was trained.
+        better: whether what was trained becomes a new version.
+        maturity: of the expert after the change.
+    """
+
+    skill_id: str
+    record: SkillRecord | None
+    current: ExpertVersion
+    of_verdict: VerdictName
+    trained: _Trained | None = None
+    better: bool = False
+    maturity: float = 0.0
+
+    @property
+    def expert_id(self) -> str:
+        return self.current.expert_id
+
+    @property
+    def run(self) -> Run | None:
+        return self.trained.run if self.trained is not None else None
+
+
 def _enrol(
     step: Step, skill_id: str, expert_id: str, of_verdict: VerdictName
 ) -> tuple[str, SkillRecord | None]:
@@ -87,7 +134,7 @@ def _enrol(
     if of_verdict == "covered":
         skill = live.library.add_skill(step.skill_id, observation.features, expert_id, keys)
         live.router.add_expert(step.skill_id, expert_id, skill.statistics)
-        name = free_name(live, step.order.name or observation.name)
+        name = free_name(live.revision, step.order.name or observation.name)
         live.skills[step.skill_id] = LiveSkill(
             step.skill_id, name, expert_id, observation.validation_examples, observation.validation
         )
@@ -117,143 +164,104 @@ def _extend(step: Step, skill_id: str, keys: Sequence[str]) -> None:
     assert after.count == before.count + len(fresh)
 
 
-def _train_on(
-    step: Step, run: Run, skill_id: str, expert_id: str, of_verdict: VerdictName
-) -> _Trained:
-    live, observation = step.live, step.observation
+def _train_on(step: Step, run: Run, change: _Change) -> _Trained:
+    live, observation, expert_id = step.live, step.observation, change.expert_id
     # Reserved once a run, so that a resumed one does not skip a number.
     state = run.state()
     version = state.get("version") or step.stores.registry.next_version(expert_id)
     run.save({**state, "version": version, "expert_id": expert_id})
-    target = live.skills[skill_id].rows or observation.train
+    target = live.skills[change.skill_id].rows or observation.train
     before = answer_losses(live.model, target, expert=expert_id).mean
     base = answer_losses(live.model, target, expert=BASE_NAME).mean
     examples = list(observation.train_examples)
-    if of_verdict != "revised":
-        examples += _rehearsed(step, expert_id, len(examples))
+    examples += _rehearsed(step, change, len(examples))
     train: Rows = live.encode(_distinct(examples), max_length=step.recipe.max_length)
     live.versions[expert_id] = version
     outcome = teach(step, run, expert_id, step.recipe.more_data, train, target)
     return _Trained(run, outcome, before, base)
 
 
-def _rehearsed(step: Step, expert_id: str, count: int) -> list[Example]:
-    """Stored training rows of the expert's skills, at most `count`, drawn by the recipe's seed."""
+def _rehearsed(step: Step, change: _Change, count: int) -> list[Example]:
+    """Stored training rows of the expert's skills, at most `count`, drawn by the recipe's seed;
+    not the old answers of a skill that is revised."""
     live = step.live
     stored = [
         example
         for record in live.revision.skills
-        if record.expert_id == expert_id
+        if record.expert_id == change.expert_id
+        and not (change.of_verdict == "revised" and record.skill_id == change.skill_id)
         for example in live.read(record.examples)
     ]
     return random.Random(step.recipe.seed).sample(stored, min(count, len(stored)))
 
 
-def _promote(
-    step: Step,
-    skill_id: str,
-    record: SkillRecord | None,
-    of_verdict: VerdictName,
-    trained: _Trained | None,
-) -> LearnResult:
-    live, recipe = step.live, step.recipe
-    expert_id = live.skills[skill_id].expert_id
-    current = next(v for v in live.revision.experts if v.expert_id == expert_id)
-    maturity, changed, run = current.maturity, [], trained.run if trained else None
-    if trained is not None and trained.is_better(recipe.better):
-        changed = [expert_id]
-        maturity = _grown(step, current, trained)
-    elif trained is not None:
+def _promote(step: Step, change: _Change) -> LearnResult:
+    live, recipe, trained, run = step.live, step.recipe, change.trained, change.run
+    expert_id, run_id = change.expert_id, run.id if run is not None else None
+    better = trained is not None and trained.is_better(recipe.better)
+    change = replace(change, better=better, maturity=_maturity(step, change, better))
+    if trained is not None and not better:
         live.restore_expert(expert_id)
-        trained = None
-    live.router.set_maturity({expert_id: maturity})
+    live.router.set_maturity({expert_id: change.maturity})
     began = time.perf_counter()
     step.watch.stage("router", f"{len(live.router.rows)} skills")
-    routed = router_event(
-        live, adapt_router(live, recipe), time.perf_counter() - began, run.id if run else None
-    )
+    fitted = adapt_router(live, recipe)
+    routed = router_event(live, fitted, time.perf_counter() - began, run_id)
     step.watch.stage("gate", f"{len(live.skills)} skills")
-    excused = [skill_id] if of_verdict == "revised" else []
-    scored, decision = weigh(live, step.card, recipe, changed=changed, excused=excused)
-    run_id = run.id if run is not None else None
+    scored, decision = weigh(
+        live,
+        step.card,
+        recipe,
+        changed=[expert_id] if better else [],
+        excused=[change.skill_id] if change.of_verdict == "revised" else [],
+    )
     gated = gate_event(step.card, scored, decision, recipe.tolerance, run_id)
     if not decision.promoted:
-        event = Event("rejected", {"arrival": step.observation.name}, decision.reason, run_id)
-        step.stores.registry.record(gated, event)
-        live.become(step.stores.registry.current(), dirty=[expert_id])
-        if run is not None:
-            run.finish()
-        return finished(step, "rejected", None, decision.reason, run)
+        return reject(step, expert_id, decision, gated, run)
     told = [routed, strategy_event(step.card, scored.card, run_id), gated]
-    return _commit(
-        step, skill_id, record, current, maturity, of_verdict, trained, run, told, scored.card
-    )
+    return _commit(step, change, scored.card, told)
 
 
-def _grown(step: Step, current: ExpertVersion, trained: _Trained) -> float:
-    fit = step.judgement.verdict.fit
-    maturity = current.maturity
-    if step.judgement.verdict.name == "revised" and fit is not None:
-        maturity = after_bad_data(maturity, fit.value)
-    outcome = trained.outcome
-    return after_training(maturity, outcome.steps_after_warmup, outcome.best_loss, trained.base)
+def _maturity(step: Step, change: _Change, better: bool) -> float:
+    """Down by data that the expert does badly on, up by a training that helped."""
+    verdict, maturity = step.judgement.verdict, change.current.maturity
+    if verdict.name == "revised" and verdict.fit is not None:
+        maturity = after_bad_data(maturity, verdict.fit.value)
+    if not better or change.trained is None:
+        return maturity
+    outcome, base = change.trained.outcome, change.trained.base
+    return after_training(maturity, outcome.steps_after_warmup, outcome.best_loss, base)
 
 
 def _commit(
-    step: Step,
-    skill_id: str,
-    record: SkillRecord | None,
-    current: ExpertVersion,
-    maturity: float,
-    of_verdict: VerdictName,
-    trained: _Trained | None,
-    run: Run | None,
-    events: Sequence[Event | None],
-    card: Scorecard,
+    step: Step, change: _Change, card: Scorecard, events: Sequence[Event | None]
 ) -> LearnResult:
     """Stores what changed and commits it: a new version, or the statistics alone."""
-    live, stores, observation = step.live, step.stores, step.observation
-    skill, run_id = live.skills[skill_id], run.id if run is not None else None
-    version, told = replace(current, maturity=maturity), list(events)
-    action: Action = "covered" if of_verdict == "covered" else "statistics"
-    if trained is not None:
-        action = "new version"
-        number = live.versions[current.expert_id]
-        told.insert(0, trained_event(current.alias, number, trained.outcome, trained.run.id))
-        card_text = model_card(live, current.alias, skill.name, trained.outcome, trained.base)
-        path, files = store_expert(live, stores, current.expert_id, card_text)
-        history = {**trained.outcome.numbers(), "base_loss": trained.base, "run_id": run_id}
-        version = replace(
-            version,
-            version=number,
-            storage_path=path,
-            files=files,
-            parents=(current.ref,),
-            history=history,
-            lora_config=live.experts.config(current.expert_id),
-            created_at="",
+    live, observation, current = step.live, step.observation, change.current
+    skill, trained = live.skills[change.skill_id], change.trained
+    told, version = list(events), replace(current, maturity=change.maturity)
+    action: Action = "covered" if change.of_verdict == "covered" else "statistics"
+    if change.better and trained is not None:
+        action, version = "new version", _new_version(step, change, trained)
+        told.insert(
+            0, trained_event(current.alias, version.version, trained.outcome, trained.run.id)
         )
-    kept = record
-    if kept is not None and of_verdict == "revised":
+    kept = change.record
+    if kept is not None and change.of_verdict == "revised":
         kept = replace(kept, examples=(), validation=())
     new_record = store_skill(
         live,
-        stores,
-        skill_id,
+        step.stores,
+        change.skill_id,
         skill.name,
         train=observation.train_examples,
         validation=observation.validation_examples,
         kept=kept,
     )
-    note = {
-        "new version": f"{current.alias} v{version.version} from {observation.name}",
-        "covered": f"{current.alias} covers {observation.name}",
-        "statistics": f"statistics of {observation.name} into {skill.name}; "
-        f"{current.alias} v{current.version} stays",
-    }[action]
+    note = _note(action, change, version.version, skill.name, observation.name)
     commit(
         live,
-        stores,
+        step.stores,
         experts=replaced(live.revision.experts, version),
         skills=replaced_skill(live.revision.skills, new_record),
         card=card,
@@ -266,13 +274,41 @@ def _commit(
             "skill": skill.name,
             "arrival": observation.name,
             "seconds": time.perf_counter() - step.start,
+            "loss_before": trained.before if trained is not None else None,
+            "loss_trained": trained.outcome.best_loss if trained is not None else None,
         },
         events=told,
-        run_id=run_id,
+        run=change.run,
     )
-    if run is not None:
-        run.finish()
-    return finished(step, action, skill_id, note, run)
+    return finished(step, action, change.skill_id, note, change.run)
+
+
+def _new_version(step: Step, change: _Change, trained: _Trained) -> ExpertVersion:
+    """Stores the live weights as the expert's next version."""
+    live, current, outcome = step.live, change.current, trained.outcome
+    skill = live.skills[change.skill_id]
+    text = model_card(live, current.alias, skill.name, outcome, trained.base)
+    path, files = store_expert(live, step.stores, current.expert_id, text)
+    return replace(
+        current,
+        version=live.versions[current.expert_id],
+        storage_path=path,
+        files=files,
+        maturity=change.maturity,
+        parents=(current.ref,),
+        history={**outcome.numbers(), "base_loss": trained.base, "run_id": trained.run.id},
+        lora_config=live.experts.config(current.expert_id),
+        created_at="",
+    )
+
+
+def _note(action: Action, change: _Change, version: int, skill: str, arrival: str) -> str:
+    alias = change.current.alias
+    if action == "new version":
+        return f"{alias} v{version} from {arrival}"
+    if action == "covered":
+        return f"{alias} covers {arrival}"
+    return f"statistics of {arrival} into {skill}; {alias} v{version} stays"
 
 
 def _distinct(examples: Sequence[Example]) -> tuple[Example, ...]:

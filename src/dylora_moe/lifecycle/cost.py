@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 from dylora_moe.lifecycle.change import Stores
+from dylora_moe.lifecycle.consolidating import nothing_to_teach
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.observation import Observation
 from dylora_moe.lifecycle.recipe import Recipe
 from dylora_moe.lifecycle.results import Cost
-from dylora_moe.records import VerdictName
+from dylora_moe.records import Verdict
 from dylora_moe.training.phases import Phase
 
 _BACKWARD = 3.0
@@ -23,20 +24,20 @@ def estimate(
     stores: Stores,
     recipe: Recipe,
     observation: Observation,
-    verdict: VerdictName,
+    verdict: Verdict,
 ) -> Cost:
     """Tokens, seconds, parameters and bytes of learning the arrival as the verdict says.
 
     The rate is that of the pool's last training on record; before the first, it follows from the
     time that the trunk took over these very rows.
     """
-    new = verdict == "novel"
+    if verdict.name == "unsure" or nothing_to_teach(verdict, verdict.name):
+        return Cost(0, 0.0, 0, 0)
+    new = verdict.name == "novel"
     phases = recipe.new_expert if new else recipe.more_data
     rows = len(observation.train_examples)
     mean = sum(observation.train.lengths) / rows
     tokens = sum(_rows_of(phase, rows) * phase.epochs * mean for phase in phases)
-    if verdict == "unsure":
-        return Cost(0, 0.0, 0, 0)
     shape = recipe.shape
     parameters = (
         live.experts.parameters_of_shape(rank=shape.rank, targets=shape.targets) if new else 0

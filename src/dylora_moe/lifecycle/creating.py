@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections.abc import Collection
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
-from dylora_moe.errors import PoolError
 from dylora_moe.experts.maturity import after_training
 from dylora_moe.lifecycle.card import model_card
 from dylora_moe.lifecycle.change import (
@@ -16,15 +15,20 @@ from dylora_moe.lifecycle.change import (
     commit,
     gate_event,
     router_event,
+    shape_router,
     store_expert,
     store_skill,
     strategy_event,
     weigh,
 )
-from dylora_moe.lifecycle.live import LivePool, LiveSkill
+from dylora_moe.lifecycle.gate import GateDecision
+from dylora_moe.lifecycle.live import LiveSkill
+from dylora_moe.lifecycle.names import checked_name, free_name
 from dylora_moe.lifecycle.results import LearnResult
+from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.lifecycle.step import Step, finished
 from dylora_moe.lifecycle.teaching import neighbours, teach
+from dylora_moe.ports import Run
 from dylora_moe.records import BASE_NAME, Event, ExpertVersion
 from dylora_moe.skills.growth import PoolSize, refusals, require_room
 from dylora_moe.training.measure import answer_losses
@@ -54,39 +58,23 @@ def create(step: Step) -> LearnResult:
 
     Raises:
         PoolFullError: a cap is reached (only a person's own order gets here without asking).
+        PoolError: the name that the person chose is taken.
         TrainingError: the training went wrong.
     """
-    live, observation = step.live, step.observation
+    live, observation, wished = step.live, step.observation, step.order.name
     require_room(step.recipe.growth, _size(step), parameters_of_new(step))
-    alias = free_name(live, step.order.name or observation.name)
+    if wished is not None:
+        alias = checked_name(live.revision, wished)
+    else:
+        alias = free_name(live.revision, observation.name)
     run = step.run()
     state = run.state()
     expert_id = state.get("expert_id") or step.stores.registry.next_expert_id()
     run.save({**state, "expert_id": expert_id})
+    shape_router(live, step.recipe)
     _give_birth(step, expert_id, alias)
-    target = observation.validation or observation.train
-    if observation.validation is None:
-        step.watch.warning(
-            f"{observation.name}: no validation rows, so training stops by its own rows; "
-            "bring more rows or --validation FILE"
-        )
-    outcome = teach(
-        step,
-        run,
-        expert_id,
-        step.recipe.new_expert,
-        observation.train,
-        target,
-        on_creation={"similarity_scores_on_creation": [s for _, s in _similarities(step)]},
-    )
-    base_loss = answer_losses(live.model, target, expert=BASE_NAME).mean
-    rivals = [
-        answer_losses(live.model, target, expert=e).mean for e in neighbours(live, step, expert_id)
-    ]
-    maturity = after_training(
-        0.0, outcome.steps_after_warmup, outcome.best_loss, base_loss, min(rivals, default=None)
-    )
-    live.router.set_maturity({expert_id: maturity})
+    new = _train(step, run, expert_id, alias)
+    live.router.set_maturity({expert_id: new.maturity})
     began = time.perf_counter()
     step.watch.stage("router", f"{len(live.router.rows)} skills")
     fitted = adapt_router(live, step.recipe)
@@ -95,90 +83,119 @@ def create(step: Step) -> LearnResult:
     scored, decision = weigh(live, step.card, step.recipe, changed=[expert_id])
     gated = gate_event(step.card, scored, decision, step.recipe.tolerance, run.id)
     if not decision.promoted:
-        step.stores.registry.record(
-            gated,
-            Event("rejected", {"arrival": observation.name}, decision.reason, run.id),
-        )
-        live.become(step.stores.registry.current(), dirty=[expert_id])
-        run.finish()
-        return finished(step, "rejected", None, decision.reason, run)
+        return reject(step, expert_id, decision, gated, run)
     step.watch.stage("promotion", alias)
-    path, files = store_expert(
-        live,
-        step.stores,
+    told = [routed, strategy_event(step.card, scored.card, run.id), gated]
+    return _commit(step, new, scored.card, told)
+
+
+@dataclass(frozen=True, slots=True)
+class _New:
+    """A new expert, trained and not yet promoted."""
+
+    run: Run
+    expert_id: str
+    alias: str
+    outcome: TrainingOutcome
+    base_loss: float
+    maturity: float
+
+
+def _train(step: Step, run: Run, expert_id: str, alias: str) -> _New:
+    live, observation = step.live, step.observation
+    target = observation.validation or observation.train
+    if observation.validation is None:
+        step.warn(
+            f"{observation.name}: no validation rows, so training stops by its own rows; "
+            "bring more rows or --validation FILE",
+            run,
+        )
+    outcome = teach(
+        step,
+        run,
         expert_id,
-        model_card(live, alias, observation.name, outcome, base_loss),
+        step.recipe.new_expert,
+        observation.train,
+        target,
+        on_creation={
+            "similarity_scores_on_creation": [s for _, s in step.judgement.verdict.nearest]
+        },
     )
+    base_loss = answer_losses(live.model, target, expert=BASE_NAME).mean
+    rivals = [
+        answer_losses(live.model, target, expert=rival).mean
+        for rival in neighbours(live, step, expert_id)
+    ]
+    maturity = after_training(
+        0.0, outcome.steps_after_warmup, outcome.best_loss, base_loss, min(rivals, default=None)
+    )
+    return _New(run, expert_id, alias, outcome, base_loss, maturity)
+
+
+def _commit(step: Step, new: _New, card: Scorecard, events: Sequence[Event | None]) -> LearnResult:
+    """Stores the expert and its skill and commits them."""
+    live, stores, observation = step.live, step.stores, step.observation
+    text = model_card(live, new.alias, observation.name, new.outcome, new.base_loss)
+    path, files = store_expert(live, stores, new.expert_id, text)
     version = ExpertVersion(
-        expert_id=expert_id,
+        expert_id=new.expert_id,
         skill_id=step.skill_id,
-        alias=alias,
-        version=live.versions[expert_id],
-        lora_config=live.experts.config(expert_id),
+        alias=new.alias,
+        version=live.versions[new.expert_id],
+        lora_config=live.experts.config(new.expert_id),
         storage_path=path,
         files=files,
-        maturity=maturity,
-        parents=tuple(live.ref(e) for e in _parents(step)),
-        history={**outcome.numbers(), "base_loss": base_loss, "run_id": run.id},
+        maturity=new.maturity,
+        parents=tuple(live.ref(parent) for parent in _start(step)),
+        history={**new.outcome.numbers(), "base_loss": new.base_loss, "run_id": new.run.id},
     )
     record = store_skill(
         live,
-        step.stores,
+        stores,
         step.skill_id,
-        alias,
+        new.alias,
         train=observation.train_examples,
         validation=observation.validation_examples,
     )
     commit(
         live,
-        step.stores,
+        stores,
         experts=(*live.revision.experts, version),
         skills=(*live.revision.skills, record),
-        card=scored.card,
+        card=card,
         arrival=observation.name,
-        note=f"created {alias} v{version.version} from {observation.name}",
+        note=f"created {new.alias} v{version.version} from {observation.name}",
         numbers={
             "action": "created",
-            "expert": alias,
+            "expert": new.alias,
             "version": version.version,
-            "skill": alias,
+            "skill": new.alias,
             "arrival": observation.name,
             "seconds": time.perf_counter() - step.start,
         },
-        events=[
-            trained_event(alias, version.version, outcome, run.id),
-            routed,
-            strategy_event(step.card, scored.card, run.id),
-            gated,
-        ],
-        run_id=run.id,
+        events=[trained_event(new.alias, version.version, new.outcome, new.run.id), *events],
+        run=new.run,
     )
-    run.finish()
-    return finished(step, "created", step.skill_id, f"new expert {alias}", run)
+    return finished(step, "created", step.skill_id, f"new expert {new.alias}", new.run)
+
+
+def reject(
+    step: Step, expert_id: str, decision: GateDecision, gated: Event, run: Run | None
+) -> LearnResult:
+    """Takes the change back that the gate refused, and says why."""
+    numbers = {"arrival": step.observation.name}
+    told = Event("rejected", numbers, decision.reason, run.id if run is not None else None)
+    step.stores.registry.record(gated, told)
+    step.live.become(step.stores.registry.current(), dirty=[expert_id])
+    if run is not None:
+        run.finish()
+    return finished(step, "rejected", None, decision.reason, run)
 
 
 def trained_event(alias: str, version: int, outcome: TrainingOutcome, run_id: str) -> Event:
     """The event `trained` with all numbers of a training."""
     numbers = {"expert": alias, "version": version, **outcome.numbers()}
     return Event("trained", numbers, run_id=run_id)
-
-
-def free_name(live: LivePool, wished: str, taken: Collection[str] = ()) -> str:
-    """A name no expert or skill has: the wished one made plain, or with a number behind it.
-
-    Raises:
-        PoolError: nothing is left of the name, or it is the base's.
-    """
-    plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", wished).strip("-.")
-    if not plain or plain == BASE_NAME:
-        raise PoolError(f"'{wished}' cannot name an expert; use letters, digits, '-', '_' and '.'")
-    used = {e.alias for e in live.revision.experts} | {e.expert_id for e in live.revision.experts}
-    used |= {record.name for record in live.revision.skills} | set(taken)
-    name, number = plain, 1
-    while name in used:
-        number += 1
-        name = f"{plain}-{number}"
-    return name
 
 
 def _give_birth(step: Step, expert_id: str, alias: str) -> None:
@@ -212,14 +229,6 @@ def _start(step: Step) -> dict[str, float]:
     gains = {e: judgement.base_loss - loss for e, loss in judgement.losses.items()}
     helpful = {e: gain for e, gain in gains.items() if gain > 0.1 * judgement.base_loss}
     return {e: gain / sum(helpful.values()) for e, gain in helpful.items()}
-
-
-def _parents(step: Step) -> list[str]:
-    return list(_start(step))
-
-
-def _similarities(step: Step) -> list[tuple[str, float]]:
-    return [(step.live.skills[s].name, value) for s, value in step.judgement.verdict.nearest]
 
 
 def _size(step: Step) -> PoolSize:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,17 +12,21 @@ from dylora_moe.lifecycle.answering import prompt_features
 from dylora_moe.lifecycle.change import (
     Stores,
     adapt_router,
+    all_or_nothing,
     commit,
+    gate_event,
+    keeping,
     load_card,
+    router_event,
     store_expert,
     store_skill,
     weigh,
 )
-from dylora_moe.lifecycle.creating import free_name
 from dylora_moe.lifecycle.live import LivePool, LiveSkill
+from dylora_moe.lifecycle.names import checked_name
 from dylora_moe.lifecycle.recipe import Recipe
 from dylora_moe.ports import ArtifactStore
-from dylora_moe.records import Example, ExpertVersion, pair
+from dylora_moe.records import Event, Example, ExpertVersion, pair
 from dylora_moe.text.split import split
 
 _FEWEST = 8
@@ -56,25 +61,23 @@ def import_expert(
         raise DataError(
             f"{folder}: {len(distinct)} different prompts to route by; give at least {_FEWEST}"
         )
-    alias = free_name(live, name)
+    alias = checked_name(live.revision, name)
     train, validation = split(examples, recipe.validation_fraction) if examples else ([], [])
     held_out = {example.prompt for example in validation}
     distinct = [prompt for prompt in distinct if prompt not in held_out] or distinct
-    expert_id = stores.registry.next_expert_id()
-    skill_id = f"skill_{expert_id.removeprefix('expert_')}_import"
     before = load_card(live, stores.artifacts)
-    live.experts.load(expert_id, folder)
-    try:
-        live.versions[expert_id] = 1
-        keys = [pair(prompt, "-").key for prompt in distinct]
-        skill = live.library.add_skill(skill_id, prompt_features(live, distinct), expert_id, keys)
-        live.router.add_expert(skill_id, expert_id, skill.statistics)
-        live.router.set_maturity({expert_id: 1.0})
-        rows = live.encode(validation) if validation else None
-        live.skills[skill_id] = LiveSkill(skill_id, alias, expert_id, tuple(validation), rows)
-        adapt_router(live, recipe)
+    with all_or_nothing(live, stores):
+        expert_id = stores.registry.next_expert_id()
+        live.experts.load(expert_id, folder)
+        skill_id = _enrol(live, expert_id, alias, distinct, validation)
+        recipe = keeping(live, recipe, before)
+        began = time.perf_counter()
+        routed = router_event(live, adapt_router(live, recipe), time.perf_counter() - began, None)
         scored, decision = weigh(live, before, recipe, changed=[expert_id])
+        gated = gate_event(before, scored, decision, recipe.tolerance, None)
         if not decision.promoted:
+            told = Event("error", {"what": f"import of {alias}", **gated.numbers}, decision.reason)
+            stores.registry.record(told)
             raise PoolError(f"{alias} was not let in: {decision.reason}; the pool is as it was")
         path, files = store_expert(live, stores, expert_id, _card(live, alias, folder))
         version = ExpertVersion(
@@ -98,34 +101,58 @@ def import_expert(
             arrival=alias,
             note=f"imported {alias}",
             numbers={"action": "imported", "expert": alias, "version": 1, "skill": alias},
+            events=[routed, gated],
         )
-    except BaseException:
-        live.become(stores.registry.current(), dirty=[expert_id])
-        raise
     return live.version(alias)
 
 
+def _enrol(
+    live: LivePool,
+    expert_id: str,
+    alias: str,
+    prompts: Sequence[str],
+    validation: Sequence[Example],
+) -> str:
+    """Puts the prompts' statistics into library and router; the id of the new skill."""
+    skill_id = f"skill_{expert_id.removeprefix('expert_')}_import"
+    live.versions[expert_id] = 1
+    keys = [pair(prompt, "-").key for prompt in prompts]
+    skill = live.library.add_skill(skill_id, prompt_features(live, prompts), expert_id, keys)
+    live.router.add_expert(skill_id, expert_id, skill.statistics)
+    live.router.set_maturity({expert_id: 1.0})
+    rows = live.encode(validation) if validation else None
+    live.skills[skill_id] = LiveSkill(skill_id, alias, expert_id, tuple(validation), rows)
+    return skill_id
+
+
 def export_experts(
-    live_experts: Sequence[ExpertVersion], artifacts: ArtifactStore, folder: Path
+    experts: Sequence[ExpertVersion], artifacts: ArtifactStore, folder: Path
 ) -> list[Path]:
     """Copies experts out as plain PEFT adapters, `<folder>/<alias>`, each with its model card.
 
     Raises:
-        PoolError: a folder of that name is there already.
+        PoolError: a folder of that name is there already, or it cannot be written.
         ArtifactError: a stored file is damaged.
     """
-    targets = [folder / version.alias for version in live_experts]
+    targets = [folder / version.alias for version in experts]
     for target in targets:
         if target.exists():
             raise PoolError(f"{target} exists already; remove it or export to another folder")
-    for version, target in zip(live_experts, targets, strict=True):
+    for version, target in zip(experts, targets, strict=True):
+        sources = [artifacts.open(artifact) for artifact in version.files]
         staged = target.with_name(f".{target.name}.part")
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
-        for artifact in version.files:
-            source = artifacts.open(artifact)
-            shutil.copy2(source, staged / source.name)
-        staged.rename(target)
+        try:
+            shutil.rmtree(staged, ignore_errors=True)
+            staged.mkdir(parents=True)
+            for source in sources:
+                shutil.copy2(source, staged / source.name)
+            staged.rename(target)
+        except OSError as error:
+            raise PoolError(
+                f"{target} cannot be written: {error.strerror}; export to another folder"
+            ) from error
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
     return targets
 
 

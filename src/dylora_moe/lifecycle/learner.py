@@ -13,12 +13,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 
 from dylora_moe.errors import DyLoRAError, LearningInterruptedError
-from dylora_moe.lifecycle.change import Stores, load_card, to_names
+from dylora_moe.lifecycle.change import Stores, all_or_nothing, load_card, to_names
 from dylora_moe.lifecycle.consolidating import consolidate
 from dylora_moe.lifecycle.cost import estimate
 from dylora_moe.lifecycle.creating import create, growth_refusals
 from dylora_moe.lifecycle.judgement import Judgement, judge
-from dylora_moe.lifecycle.last_states import last_layer_library, last_layer_states
+from dylora_moe.lifecycle.last_states import last_layer_library, last_layer_of
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.names import find_skill
 from dylora_moe.lifecycle.observation import Observation, observe, stored_sides
@@ -67,7 +67,7 @@ class Learner:
             verdict=judgement.verdict,
             base_loss=judgement.base_loss,
             nearest_losses=to_names(self.live, judgement.losses),
-            cost=estimate(self.live, self.stores, self.recipe, observation, judgement.verdict.name),
+            cost=estimate(self.live, self.stores, self.recipe, observation, judgement.verdict),
             waiting=sum(len(rows) for _, rows in waited),
         )
 
@@ -143,7 +143,7 @@ class Learner:
             observation,
             detector,
             library=last_layer_library(self.live) if last else None,
-            features=last_layer_states(self.live, observation.train) if last else None,
+            features=last_layer_of(self.live, observation) if last else None,
         )
         return observation, judgement
 
@@ -231,19 +231,17 @@ class Learner:
 
     @contextmanager
     def _taken_back(self, name: str) -> Iterator[None]:
-        """Whatever is raised within, what is live becomes the current revision again."""
+        """Whatever is raised within, the pool answers as before; and it is told as it should be."""
         try:
-            yield
+            with all_or_nothing(self.live, self.stores):
+                yield
         except KeyboardInterrupt:
-            self._restore()
             raise LearningInterruptedError(
                 f"interrupted while learning {name}: the pool is as it was and unfinished work is "
                 "kept; the same command goes on with it"
             ) from None
-        except BaseException as error:
-            self._restore()
-            if isinstance(error, Exception):
-                self._record_error(name, error)
+        except Exception as error:
+            self._record_error(name, error)
             raise
 
     def _record_error(self, name: str, error: Exception) -> None:
@@ -266,6 +264,3 @@ class Learner:
         names = [name for name, rows in waiting if all(row.key in learned for row in rows)]
         if names:
             self.stores.examples.admit(names)
-
-    def _restore(self) -> None:
-        self.live.become(self.stores.registry.current(), dirty=self.live.experts.names)

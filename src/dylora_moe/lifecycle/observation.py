@@ -111,9 +111,7 @@ def observe(
     )
 
 
-def sides(
-    live: LivePool, arrival: Arrival, fraction: float
-) -> tuple[list[Example], list[Example]]:
+def sides(live: LivePool, arrival: Arrival, fraction: float) -> tuple[list[Example], list[Example]]:
     """The rows to train on and those to validate on.
 
     A row the pool has stays on the side it is stored on, whatever this arrival says of it: else

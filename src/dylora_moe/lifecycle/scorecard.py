@@ -84,10 +84,6 @@ class Scorecard:
 
     skills: Mapping[str, SkillCard]
 
-    def losses(self) -> dict[str, float]:
-        """Routed loss by skill id, for skills that have validation rows."""
-        return {skill: card.loss for skill, card in self.skills.items() if card.rows}
-
     def compared(self, after: Scorecard) -> tuple[dict[str, float], dict[str, float]]:
         """Token-mean losses by skill name in this card and in a later one, over the rows that
         both have: what makes a skill better or worse, and not merely measured on other rows."""

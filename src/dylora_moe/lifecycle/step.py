@@ -15,6 +15,7 @@ from dylora_moe.lifecycle.results import Action, LearnResult
 from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.lifecycle.watch import Watch
 from dylora_moe.ports import Reporter, Run
+from dylora_moe.records import Event
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +55,13 @@ class Step:
             settled = event.kind in ("promoted", "rejected", "waiting")
             count += settled and event.numbers.get("arrival") is not None
         return None
+
+    def warn(self, message: str, run: Run | None = None) -> None:
+        """Tells the front, and keeps it as an event."""
+        self.watch.warning(message)
+        numbers = {"what": message, "arrival": self.observation.name}
+        run_id = run.id if run is not None else None
+        self.stores.registry.record(Event("warning", numbers, message, run_id))
 
     def run(self) -> Run:
         """The run of this very step: an unfinished one, or a new one.

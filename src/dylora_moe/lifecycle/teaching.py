@@ -12,7 +12,7 @@ from typing import Any
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.step import Step
 from dylora_moe.ports import Run
-from dylora_moe.records import BASE_NAME, Event
+from dylora_moe.records import BASE_NAME
 from dylora_moe.training.expert import train_expert
 from dylora_moe.training.objective import Rehearsal
 from dylora_moe.training.outcome import TrainingOutcome
@@ -31,23 +31,15 @@ def teach(
     train: Rows,
     target: Rows,
     *,
-    others: Mapping[str, Rows] | None = None,
     on_creation: Mapping[str, Any] | None = None,
 ) -> TrainingOutcome:
     """Runs the phases on an expert that is in the model and in the router.
 
     Args:
         target: validation rows that early stopping and the best weights go by.
-        others: further evaluation sets by name; their loss is logged.
         on_creation: numbers logged once, before the first step.
     """
     live, watch = step.live, step.watch
-
-    def warn(message: str) -> None:
-        watch.warning(message)
-        numbers = {"arrival": step.observation.name, "expert": expert_id}
-        step.stores.registry.record(Event("warning", numbers, message, run.id))
-
     watch.stage("training", f"{expert_id} on {len(train)} rows")
     with closing(step.reporter(run)) as reporter:
         if on_creation:
@@ -56,7 +48,7 @@ def teach(
             live.model,
             expert_id,
             train=train,
-            evaluation={TARGET: target, **(others or {})},
+            evaluation={TARGET: target},
             target=TARGET,
             phases=phases,
             neighbours=neighbours(live, step, expert_id),
@@ -67,7 +59,7 @@ def teach(
             seed=step.recipe.seed,
             gradient_checkpointing=step.recipe.gradient_checkpointing,
             on_progress=watch.progress,
-            on_warning=warn,
+            on_warning=lambda message: step.warn(message, run),
         )
 
 
