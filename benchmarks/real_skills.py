@@ -1,6 +1,6 @@
 """Learns eight arrivals of six real skills and measures the router on rows it never saw.
 
-    python benchmarks/real_skills.py --data ../shared/data/skills --pool /tmp/real-pool
+    python benchmarks/real_skills.py --data path/to/skills --pool /tmp/real-pool
 
 `--data` is a folder with `<skill>/{train,test}.jsonl`. The pool is made and learned if it is not
 there yet (an interrupted one is gone on with), then every test row of every skill is scored under

@@ -1,6 +1,6 @@
 """Which features, and which gate on them, tell real skills apart and foreign input from both.
 
-    python benchmarks/router_features.py --data ../shared/data/skills
+    python benchmarks/router_features.py --data path/to/skills
 
 For the base's tap features (means over the prompt of one block or of four), at several shrinkages:
 accuracy of the closed form on rows it never saw, and, with the threshold calibrated on the stored

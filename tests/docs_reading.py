@@ -101,7 +101,8 @@ def allowed(schema: dict[str, Any]) -> str:
     kind = schema.get("type")
     if kind == "array":
         if "prefixItems" in schema:
-            return f"list of {len(schema['prefixItems'])} numbers"
+            inner = allowed(schema["prefixItems"][0]).replace("number", "numbers")
+            return f"list of {len(schema['prefixItems'])} {inner}"
         inner = allowed(schema["items"])
         return f"list of {inner}" if "`" in inner else f"list of {inner}s"
     if kind in ("integer", "number"):
@@ -167,6 +168,28 @@ def texts_in_code() -> tuple[str, ...]:
         for node in ast.walk(ast.parse(file.read_text("utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     )
+
+
+@cache
+def messages_in_code() -> tuple[str, ...]:
+    """The same, whole: with an X for each value put in, and without what only readers of the code
+    see."""
+    found: list[str] = []
+    for file in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(file.read_text("utf-8"))
+        inner = {
+            id(each)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.JoinedStr | ast.Expr)
+            for each in (node.values if isinstance(node, ast.JoinedStr) else [node.value])
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.JoinedStr):
+                parts = [v.value if isinstance(v, ast.Constant) else "X" for v in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found += [node.value] if id(node) not in inner else []
+    return tuple(found)
 
 
 def python_calls(page: Path, variable: str) -> Iterator[tuple[str, list[str]]]:

@@ -24,9 +24,9 @@ from tests.models import tiny, tiny_tokenizer
 LETTERS, DIGITS, SIGNS = "abcdef", "123456", "+-*/=%"
 
 SETTINGS: dict[str, Any] = {
-    "seeding": {"epochs": 1, "learning_rate": 5e-3, "max_examples": 16},
-    "consolidation": {"epochs": 2, "learning_rate": 1e-2},
-    "more_data": {"epochs": 1, "learning_rate": 5e-3},
+    "seeding": {"epochs": 1, "learning_rate": 1e-2, "max_examples": 16},
+    "consolidation": {"epochs": 2, "learning_rate": 2e-2, "batch_size": 16},
+    "more_data": {"epochs": 1, "learning_rate": 1e-2, "batch_size": 16},
     "novelty": {"min_examples": 24, "min_tokens": 32},
     "generate_scores": 1,
 }
@@ -34,7 +34,7 @@ SETTINGS: dict[str, Any] = {
 
 def settings(**changes: Mapping[str, Any] | Any) -> LearnSettings:
     """The settings of the tests; a mapping changes some keys of a part."""
-    values = {key: value for key, value in SETTINGS.items()}
+    values = dict(SETTINGS)
     for key, change in changes.items():
         known = values.get(key)
         values[key] = {**known, **change} if isinstance(known, dict) and change else change
@@ -85,12 +85,12 @@ def copied(pool: Path, to: Path) -> Pool:
 
 
 def learn(
-    pool: Pool, name: str, examples: tuple[Example, ...], **options: Any
+    pool: Pool, arrival: str, examples: tuple[Example, ...], /, **options: Any
 ) -> LearnResult:
     """Learns one arrival under the settings of the tests."""
     validation = options.pop("validation", None)
     options.setdefault("settings", settings())
-    (result,) = pool.learn_arrivals([Arrival(name, examples, validation)], **options)
+    (result,) = pool.learn_arrivals([Arrival(arrival, examples, validation)], **options)
     return result
 
 

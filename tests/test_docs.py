@@ -231,6 +231,49 @@ def test_every_message_quoted_in_troubleshooting_is_one_of_the_code() -> None:
             assert any(piece in text for text in docs.texts_in_code()), f"{line!r}: {piece!r}"
 
 
+def test_every_command_in_a_message_has_the_arguments_that_it_needs() -> None:
+    seen = 0
+    for text in docs.messages_in_code():
+        for found in re.finditer(r"\bdylora((?: [a-z]+)+)((?: (?:X|[A-Z]{3,})\b)*)", text):
+            words, given = found[1].split(), len(found[2].split())
+            if words[0] not in get_command(app).commands:  # type: ignore[attr-defined]
+                continue
+            while words:
+                try:
+                    command, rest = resolve(words)
+                    break
+                except AssertionError:
+                    words.pop()
+            needed = [one for one in command.params if one.param_type_name == "argument"]
+            assert given + len(rest) >= sum(one.required for one in needed), text
+            seen += 1
+    assert seen >= 8
+
+
+def test_every_option_in_a_message_belongs_to_some_command() -> None:
+    known, todo = {"--no-deps", "--upgrade"}, [get_command(app)]  # pip's
+    while todo:
+        command: Any = todo.pop()
+        known |= options_of(command)
+        todo += command.commands.values() if isinstance(command, TyperGroup) else []
+    named = {
+        option
+        for text in docs.messages_in_code()
+        for option in re.findall(r"(?<![\w(-])--[a-z][a-z-]*[a-z](?![\w-]*[X:])", text)
+    }
+    assert {"--drop-long", "--max-length", "--validation"} <= named
+    assert named <= known, named - known
+
+
+def test_nothing_points_at_a_document_that_is_not_here() -> None:
+    files = [*docs.PACKAGE.rglob("*.py"), *(docs.ROOT / "benchmarks").rglob("*.py"), *docs.PAGES]
+    assert len(files) > 100
+    for file in files:
+        text = file.read_text("utf-8")
+        found = re.search(r"\(design\b|\bthe design's\b|\bDESIGN\b|\.\./shared", text)
+        assert found is None, f"{file}: {found}"
+
+
 @pages
 def test_every_python_block_calls_what_the_pool_has(page: Path) -> None:
     methods = docs.members(docs.PACKAGE / "build" / "pool.py", "Pool")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -24,6 +24,7 @@ from pydantic import (
 from dylora_moe.errors import ConfigError
 
 S = TypeVar("S", bound="Settings")
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
@@ -41,7 +42,7 @@ class PhaseSettings(Settings):
     weight_decay: float = Field(default=0.01, ge=0)
     batch_size: int = Field(default=8, ge=1)
     accumulation: int = Field(default=1, ge=1)
-    collaboration: tuple[float, float] = Field(
+    collaboration: tuple[Share, Share] = Field(
         default=(0.0, 0.0), description="share of the dense mixture, from start to end"
     )
     train_gate: bool = False
@@ -118,6 +119,7 @@ class LearnSettings(Settings):
     max_length: int | None = Field(
         default=None, ge=8, description="tokens; the model's context where not given"
     )
+    drop_long: bool = Field(default=False, description="leave longer rows out, not refuse them")
     expert: ExpertSettings = ExpertSettings()
     seeding: PhaseSettings | None = Field(default_factory=_seeding)
     consolidation: PhaseSettings = Field(default_factory=_consolidation)

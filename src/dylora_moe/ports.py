@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 from dylora_moe.records import Artifact, Event, Example, ExpertVersion, PoolRevision
 
+CHECKPOINTS = "checkpoints"
+"""Folder in a run's folder: what the run would be gone on from, of no use once it is finished."""
+
 
 class Registry(Protocol):
     """Knows every version of everything and which revision is current."""
@@ -124,7 +127,9 @@ class Run(Protocol):
         """Replaces the journal, whole or not at all."""
         ...
 
-    def finish(self) -> None: ...
+    def finish(self) -> None:
+        """Marks the run as done and removes its checkpoints; journal and logged numbers stay."""
+        ...
 
 
 class RunStore(Protocol):

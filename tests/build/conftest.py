@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,9 +15,11 @@ from tests.pools import DIGITS, LETTERS, learn, rows
 
 
 @pytest.fixture(autouse=True)
-def _no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     # It walks every object of the test process: longer than a tiny model's whole training.
     monkeypatch.setattr(gc, "collect", lambda *_: 0)
+    # Whether the disk really has a file is storage's law.
+    monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +40,8 @@ def taught_folder(empty_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     """A pool that has learned `letters` and `digits`."""
     folder = tmp_path_factory.mktemp("taught") / "pool"
     with pools.copied(empty_folder, folder) as pool:
-        assert learn(pool, "letters", rows(LETTERS, 48, 1)).action == "created"
-        assert learn(pool, "digits", rows(DIGITS, 48, 2)).action == "created"
+        assert learn(pool, "letters", rows(LETTERS, 64, 3)).action == "created"
+        assert learn(pool, "digits", rows(DIGITS, 64, 4)).action == "created"
     return folder
 
 

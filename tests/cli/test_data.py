@@ -29,6 +29,11 @@ def test_trained_text_stands_in_brackets_or_in_colour() -> None:
     assert [str(span.style) for span in coloured.spans] == ["dim", "bold green"]
 
 
+def test_the_help_shows_the_brackets_that_the_preview_writes(cli: Cli) -> None:
+    for typed in (["data", "preview", "--help"], ["data", "--help"]):
+        assert "[[so]]" in cli(*typed).out
+
+
 def test_preview_shows_the_mask_and_counts(
     cli: Cli, rows: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,9 @@ from dylora_moe.cli import checks, opening
 from dylora_moe.cli.checks import Check, check_package, check_python
 from dylora_moe.cli.pool_checks import check_files
 from dylora_moe.errors import PoolError
-from dylora_moe.records import Artifact, PoolRevision
+from dylora_moe.records import Artifact, PoolRevision, SkillRecord
 from tests.cli.conftest import Cli
+from tests.cli.fakes import expert
 
 
 @pytest.fixture
@@ -30,7 +32,10 @@ def pool_of(folder: Path, *bodies: bytes) -> PoolRevision:
 
 
 def inspected(revision: PoolRevision, **facts: object) -> SimpleNamespace:
-    known = {"meta": {"base": "tiny"}, "schema_version": "0001", "holder": None, "unfinished": ()}
+    known = {
+        "meta": {"base": "tiny"}, "schema_version": "0001", "holder": None, "unfinished": (),
+        "waiting": 0, "waiting_fault": None,
+    }  # fmt: skip
     return SimpleNamespace(revision=revision, **{**known, **facts})
 
 
@@ -57,7 +62,7 @@ def test_a_whole_pool_is_healthy(
     ran = cli("doctor", tmp_path, "--json")
     assert ran.code == 0
     names = [check["name"] for check in ran.document["checks"]]
-    assert names == ["python", "disk", "pool", "schema", "lock", "files", "runs"]
+    assert names == ["python", "disk", "pool", "schema", "lock", "files", "waiting", "runs"]
     assert ran.document["healthy"]
 
 
@@ -76,8 +81,45 @@ def test_a_damaged_file_is_found_and_the_exit_code_is_1(
     assert ran.code == 1
     assert "BROKEN" in ran.out
     assert "f1 is" in ran.out
-    assert "rollback" in ran.out
-    assert check_files(tmp_path, revision).state == "broken"
+    assert f"dylora experts rollback {tmp_path}" in " ".join(ran.out.split())
+    assert check_files(tmp_path, revision, {}).state == "broken"
+
+
+KINDS = ("adapter", "examples", "validation", "features", "router", "scores", "own")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_file_is_held_against_its_hash(kind: str, tmp_path: Path) -> None:
+    made = {}
+    for name in KINDS:
+        (tmp_path / name).write_text(name)
+        made[name] = Artifact(name, hashlib.sha256(name.encode()).hexdigest())
+    revision = PoolRevision(
+        1, 0,
+        (replace(expert(), files=(made["adapter"],)),),
+        (SkillRecord("skill_1", "a", "expert_1", 1, 9, (made["examples"],), made["features"],
+                     (made["validation"],)),),
+        made["router"], made["scores"], "note",
+    )  # fmt: skip
+    meta = {"own": asdict(made["own"])}
+    whole = check_files(tmp_path, revision, meta)
+    assert whole.state == "ok"
+    assert f"in {len(KINDS)}," in whole.fact
+    (tmp_path / kind).write_text("other")
+    broken = check_files(tmp_path, revision, meta)
+    assert (broken.state, broken.fact) == ("broken", f"{kind} is damaged")
+    # Every revision needs the base's own prompts: going back would not help.
+    assert ("rollback" in broken.remedy) == (kind != "own")
+
+
+def test_damaged_rows_that_wait_are_broken(
+    cli: Cli, healthy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = inspected(pool_of(tmp_path, b"a", b"b"), waiting_fault="waiting/a is damaged")
+    monkeypatch.setattr(opening, "inspect_pool", lambda path: found)
+    ran = cli("doctor", tmp_path)
+    assert ran.code == 1
+    assert "waiting/a is damaged" in ran.out
 
 
 def test_a_holder_and_unfinished_runs_are_notes(

@@ -114,6 +114,17 @@ def test_learn_passes_everything_to_the_pool(cli: Cli, pool: FakePool, rows: Pat
     assert (settings.expert.rank, settings.seed, settings.novelty.growth) == (2, 3, False)
 
 
+@pytest.mark.parametrize("command", ["plan", "learn"])
+def test_long_rows_are_left_out_by_an_option_of_both_commands(
+    command: str, cli: Cli, pool: FakePool, rows: Path
+) -> None:
+    assert cli(command, "pool", rows, "--drop-long", "--max-length", 99).code == 0
+    assert cli(command, "pool", rows).code == 0
+    asked, plain = (call["settings"] for call in pool.called(command))
+    assert (asked.drop_long, asked.max_length) == (True, 99)
+    assert (plain.drop_long, plain.max_length) == (False, None)
+
+
 def test_arrivals_are_learned_in_order_each_with_its_own_overrules(
     cli: Cli, pool: FakePool, stream: Path
 ) -> None:

@@ -75,7 +75,9 @@ def test_help_takes_less_than_a_second() -> None:
 def test_init_s_defaults_are_the_library_s() -> None:
     typed = inspect.signature(init).parameters
     given = inspect.signature(Pool.create).parameters
-    same = ("base", "system", "tap", "targets", "device", "dtype", "seed", "own_prompts")
+    same = (
+        "base", "system", "tap", "targets", "device", "dtype", "seed", "own_prompts", "database",
+    )  # fmt: skip
     assert [typed[name].default for name in same] == [given[name].default for name in same]
     assert typed["fmt"].default == given["format"].default
 

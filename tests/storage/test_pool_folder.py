@@ -4,11 +4,18 @@ import errno
 import json
 import os
 import signal
+import sys
 from dataclasses import replace
 
 import pytest
 
-from dylora_moe.errors import ArtifactError, DyLoRAError, PoolError, StorageFullError
+from dylora_moe.errors import (
+    ArtifactError,
+    DyLoRAError,
+    MissingExtraError,
+    PoolError,
+    StorageFullError,
+)
 from dylora_moe.storage import pool_folder
 from tests.storage.facts import META, event, examples, expert, revision
 from tests.storage.processes import ended, start
@@ -129,9 +136,35 @@ def test_an_orphan_of_an_interrupted_run_can_be_written_again_but_a_promoted_one
     assert pool.artifacts.open(files[0]).read_bytes() == b"promoted"
 
 
+@pytest.mark.parametrize("scheme", ["postgresql+psycopg", "postgresql", "postgres"])
+def test_a_server_whose_driver_is_missing_names_the_extra(scheme, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(MissingExtraError, match=r'psycopg.*pip install "dylora-moe\[postgresql\]"'):
+        pool_folder.create(tmp_path / "pool", META, url=f"{scheme}://me@host/db")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("url", ["me@host", "my server://host/db", "vibes://host/db"])
+def test_a_database_url_that_means_nothing_is_refused_with_an_example(url, tmp_path):
+    with pytest.raises(PoolError, match=r"postgresql\+psycopg://user@host/database") as caught:
+        pool_folder.check_free(tmp_path / "pool", url)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_database_that_holds_a_pool_is_refused_before_anything_is_done(tmp_path):
+    url = f"sqlite:///{tmp_path / 'server.db'}"
+    pool_folder.check_free(tmp_path / "pool", url)
+    assert list(tmp_path.iterdir()) == []
+    pool_folder.create(tmp_path / "pool", META, url=url).close()
+    with pytest.raises(PoolError, match="already holds a pool"):
+        pool_folder.check_free(tmp_path / "second", url)
+
+
 def test_a_database_url_with_a_password_is_not_kept(tmp_path):
     with pytest.raises(PoolError, match="no password"):
         pool_folder.create(tmp_path / "pool", META, url="postgresql+psycopg://me:secret@host/db")
+    with pytest.raises(PoolError, match="no password"):
+        pool_folder.check_free(tmp_path / "pool", "postgresql+psycopg://me@host/db?password=secret")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -37,6 +37,18 @@ def test_unfinished_runs_are_listed_oldest_first_until_they_finish(runs):
     assert [run.id for run in runs.unfinished()] == [made[2].id]
 
 
+def test_a_finished_run_keeps_its_journal_and_its_numbers_and_no_checkpoints(runs):
+    run, going = runs.create({"n": 1}), runs.create({"n": 2})
+    for each in (run, going):
+        (each.path / "checkpoints" / "01-seeding-done").mkdir(parents=True)
+        (each.path / "metrics.jsonl").write_text("{}\n")
+    run.finish()
+    assert sorted(file.name for file in run.path.iterdir()) == ["journal.json", "metrics.jsonl"]
+    assert (going.path / "checkpoints" / "01-seeding-done").is_dir()
+    run.finish()
+    assert run.finished
+
+
 def test_a_journal_is_replaced_whole_or_not_at_all(runs, monkeypatch):
     run = runs.create({"n": 0})
 

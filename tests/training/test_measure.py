@@ -50,6 +50,17 @@ def test_given_gates_are_those_of_the_same_row() -> None:
     assert not torch.allclose(other.total, base.total, atol=1e-2)
 
 
+def test_some_rows_alone_have_the_losses_they_have_among_all() -> None:
+    model, rows, _ = make_model()
+    weights = torch.rand(len(rows), 2, generator=torch.Generator().manual_seed(0))
+    gates = Gates((OTHER, OWN), weights)
+    only = [7, 0, 5, 2]
+    among_all = answer_losses(model, rows, gates=gates)
+    alone = answer_losses(model, rows, gates=gates, only=only, batch_tokens=60)
+    assert torch.allclose(alone.total, among_all.total[only], atol=1e-4)
+    assert torch.equal(alone.tokens, among_all.tokens[only])
+
+
 def test_routed_means_the_router_even_where_an_expert_is_pinned() -> None:
     model, rows, _, _ = make_model()
     routed = answer_losses(model, rows)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dylora_moe.errors import ArtifactError
 from dylora_moe.records import PoolRevision
 from dylora_moe.storage import pool_folder
 
@@ -18,6 +19,8 @@ class Inspection:
     Attributes:
         holder: who is learning into it, in words; None where nobody is.
         unfinished: ids of runs that can be gone on with.
+        waiting: rows that wait for more of their kind.
+        waiting_fault: what is wrong with their files; None where nothing is.
     """
 
     root: Path
@@ -26,6 +29,8 @@ class Inspection:
     schema_version: str
     holder: str | None
     unfinished: tuple[str, ...]
+    waiting: int = 0
+    waiting_fault: str | None = None
 
 
 def inspect_pool(path: Path) -> Inspection:
@@ -37,6 +42,7 @@ def inspect_pool(path: Path) -> Inspection:
     """
     storage = pool_folder.open(path)
     try:
+        waiting, fault = _waiting(storage)
         return Inspection(
             root=storage.root,
             meta=storage.registry.meta(),
@@ -44,6 +50,15 @@ def inspect_pool(path: Path) -> Inspection:
             schema_version=storage.registry.schema_version(),
             holder=storage.lock.holder(),
             unfinished=tuple(run.id for run in storage.runs.unfinished()),
+            waiting=waiting,
+            waiting_fault=fault,
         )
     finally:
         storage.close()
+
+
+def _waiting(storage: pool_folder.Storage) -> tuple[int, str | None]:
+    try:
+        return sum(len(rows) for _, rows in storage.examples.waiting()), None
+    except ArtifactError as error:
+        return 0, str(error)

@@ -14,7 +14,7 @@ from dylora_moe.foundation.base import ALIASES, Base, load_base
 from dylora_moe.lifecycle.watch import Watch
 from dylora_moe.storage import pool_folder
 
-OWN_PROMPTS = 512
+OWN_PROMPTS = 384
 
 
 def make_pool(
@@ -29,10 +29,11 @@ def make_pool(
     dtype: str | None,
     seed: int,
     own_prompts: int,
+    database: str | None,
     watch: Watch,
 ) -> OpenedPool:
     """Makes a pool with no experts; arguments and errors are those of `Pool.create`."""
-    pool_folder.check_free(path)
+    pool_folder.check_free(path, database)
     watch.stage("base", base)
     loaded = load_base(base, device=device, dtype=dtype, targets=targets, tap=tap)
     own = Own.write(loaded, kind, system, own_prompts, seed, watch)
@@ -42,7 +43,7 @@ def make_pool(
     def fill(storage: pool_folder.Storage) -> None:
         storage.artifacts.put_bytes(OWN_FEATURES, body)
 
-    storage = pool_folder.create(path, meta, fill=fill)
+    storage = pool_folder.create(path, meta, url=database, fill=fill)
     live = load_live(storage, meta, loaded, own.features)
     return OpenedPool(storage, device, dtype, live)
 

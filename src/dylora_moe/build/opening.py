@@ -94,7 +94,7 @@ def load_live(
     if base.fingerprint != meta["fingerprint"]:
         raise PoolError(
             f"{storage.root} was made on another base than the {base.name} found here (their "
-            "weights differ); bring that base back, or make a new pool: dylora init"
+            "weights differ); bring that base back, or make a new pool: dylora init POOL"
         )
     fmt = prompt_format(meta["format"], meta["system"])
     return LivePool(

@@ -47,6 +47,7 @@ class Pool(PoolReader):
         dtype: str | None = None,
         seed: int = 0,
         own_prompts: int = OWN_PROMPTS,
+        database: str | None = None,
         progress: Watch | None = None,
     ) -> Pool:
         """Makes a pool with no experts.
@@ -59,9 +60,12 @@ class Pool(PoolReader):
             tap: blocks below it are never adapted; a quarter of the depth where None.
             targets: linear layers to adapt, where the structure does not tell.
             own_prompts: how many prompts the base writes by itself, which *no expert* is fitted on.
+            database: URL of a database on a server that keeps the registry, without a password,
+                as postgresql+psycopg://user@host/database; a file in the folder where None.
 
         Raises:
-            PoolError: the folder is taken.
+            PoolError: the folder is taken, or the database is or cannot be used.
+            MissingExtraError: the database's driver is not installed.
             BaseModelError: the base cannot be found or understood.
             ConfigError: an option out of its range.
         """
@@ -77,6 +81,7 @@ class Pool(PoolReader):
                 dtype=dtype,
                 seed=seed,
                 own_prompts=own_prompts,
+                database=database,
                 watch=progress or Silent(),
             )
         )

@@ -31,6 +31,7 @@ def make_recipe(settings: LearnSettings) -> Recipe:
         seed=settings.seed,
         validation_fraction=settings.validation_fraction,
         max_length=settings.max_length,
+        drop_long=settings.drop_long,
         detector=_detector(novelty, settings.seed),
         last_layer=novelty.detector.startswith("cosine"),
         growth=GrowthLimits(

@@ -37,7 +37,7 @@ def preview(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show exactly which text is trained (marked [[so]] without colours), and count tokens."""
+    r"""Show exactly which text is trained (marked [\[so]] without colours), and count tokens."""
     with command(as_json) as output:
         from dylora_moe.foundation.base import load_base
         from dylora_moe.text import preview as previews
@@ -89,7 +89,7 @@ def _render(console: Console, found: Preview) -> None:
 
     coloured = console.is_terminal and not console.no_color
     for row in found.rows:
-        limit = " - over the limit, would be refused" if row.too_long else ""
+        limit = " - over the limit: refused, or left out with --drop-long" if row.too_long else ""
         console.print(f"{row.origin}: {row.tokens} tokens{limit}", style="bold", soft_wrap=True)
         console.print(marked(row, coloured), soft_wrap=True)
         console.print()

@@ -105,7 +105,7 @@ def rollback(
     pool: PoolFolder,
     name: Annotated[
         str | None,
-        typer.Argument(metavar="[NAME]", help="This expert's last version; else the pool's step."),
+        typer.Argument(metavar="NAME", help="This expert's last version; else the pool's step."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

@@ -55,7 +55,7 @@ def import_adapters(
             if taken:
                 raise ExpertError(
                     f"the pool has an expert '{taken[0]}' already; rename its folder or "
-                    "the expert: dylora experts rename"
+                    f"the expert: dylora experts rename {pool} {taken[0]} NEW"
                 )
             made = [opened.import_expert(a.folder, a.name, a.prompts) for a in adapters]
             revision = opened.revision

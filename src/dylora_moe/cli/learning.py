@@ -11,8 +11,10 @@ from dylora_moe.cli import opening
 from dylora_moe.cli.options import (
     AsJson,
     Device,
+    DropLong,
     Dtype,
     MaxExamples,
+    MaxLength,
     Overrides,
     PoolFolder,
     Seed,
@@ -35,6 +37,8 @@ def plan(
     max_examples: MaxExamples = None,
     seed: Seed = None,
     validation: Validation = None,
+    max_length: MaxLength = None,
+    drop_long: DropLong = False,
     device: Device = None,
     dtype: Dtype = None,
     as_json: AsJson = False,
@@ -46,7 +50,15 @@ def plan(
         from dylora_moe.cli.tables import plan_table
 
         stream = read_stream(
-            Request(tuple(files), tuple(overrides or ()), max_examples, seed, validation)
+            Request(
+                tuple(files),
+                tuple(overrides or ()),
+                max_examples,
+                seed,
+                validation,
+                max_length=max_length,
+                drop_long=drop_long,
+            )
         )
         with (
             watch_on(progress_console(), stream.names) as watch,
@@ -72,6 +84,8 @@ def learn(
     max_examples: MaxExamples = None,
     seed: Seed = None,
     validation: Validation = None,
+    max_length: MaxLength = None,
+    drop_long: DropLong = False,
     into: Annotated[
         str | None,
         typer.Option(metavar="SKILL", help="Overrule: the rows belong to this skill."),
@@ -107,6 +121,8 @@ def learn(
                 validation,
                 Overrule(into, as_new, name),
                 growth,
+                max_length,
+                drop_long,
             )
         )
         with opening.open_pool(pool, device=device, dtype=dtype) as opened:

@@ -31,6 +31,17 @@ MaxExamples = Annotated[
     int | None, typer.Option(min=1, metavar="N", help="At most this many rows of each file.")
 ]
 
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        min=8, metavar="N", help="Tokens that a row may have; the base's context by itself."
+    ),
+]
+
+DropLong = Annotated[
+    bool, typer.Option("--drop-long", help="Leave rows that are too long out; say how many.")
+]
+
 Validation = Annotated[
     Path | None,
     typer.Option(

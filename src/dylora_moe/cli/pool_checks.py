@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dylora_moe.cli import opening
 from dylora_moe.cli.checks import Check, check_disk
@@ -28,40 +28,48 @@ def check_pool(pool: Path) -> Iterator[Check]:
     yield _summary(found)
     yield Check("schema", "ok", f"version {found.schema_version}")
     yield _lock(found)
-    yield check_files(pool, found.revision)
+    yield check_files(pool, found.revision, found.meta)
+    yield _waiting(found)
     yield _unfinished(found)
 
 
-def check_files(pool: Path, revision: PoolRevision) -> Check:
-    """Every file of the revision against its hash."""
-    artifacts = _artifacts(revision)
-    wrong, held = [], 0
+def check_files(pool: Path, revision: PoolRevision, meta: Mapping[str, Any]) -> Check:
+    """Every file of the revision, and the base's own prompts, against their hashes."""
+    own = Artifact(**meta["own"]) if "own" in meta else None
+    artifacts = _artifacts(revision, own)
+    wrong: dict[Artifact, str] = {}
+    held = 0
     for artifact in artifacts:
         path = pool / artifact.path
         if not path.is_file():
-            wrong.append(f"{artifact.path} is missing")
+            wrong[artifact] = f"{artifact.path} is missing"
             continue
         held += path.stat().st_size
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != artifact.sha256:
-                wrong.append(f"{artifact.path} is damaged")
+                wrong[artifact] = f"{artifact.path} is damaged"
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        return Check(
-            "files",
-            "broken",
-            wrong[0] + more,
-            "restore it from a backup, or take the step back: dylora experts rollback",
-        )
+        # The base's own prompts belong to every revision: no step back does without them.
+        remedy = "restore it from a copy of the pool"
+        if own not in wrong:
+            remedy += f", or take the step back: dylora experts rollback {pool}"
+        return Check("files", "broken", next(iter(wrong.values())) + more, remedy)
     return Check("files", "ok", f"{size(held)} in {len(artifacts)}, all as their hashes say")
 
 
-def _artifacts(revision: PoolRevision) -> list[Artifact]:
+def _artifacts(revision: PoolRevision, own: Artifact | None) -> list[Artifact]:
     found = [file for expert in revision.experts for file in expert.files]
     for skill in revision.skills:
-        found += [*skill.examples, skill.features]
-    found += [one for one in (revision.router, revision.scores) if one is not None]
+        found += [*skill.examples, *skill.validation, skill.features]
+    found += [one for one in (own, revision.router, revision.scores) if one is not None]
     return list(dict.fromkeys(found))
+
+
+def _waiting(found: Inspection) -> Check:
+    if found.waiting_fault is not None:
+        return Check("waiting", "broken", found.waiting_fault)
+    return Check("waiting", "ok", f"{found.waiting} rows")
 
 
 def _summary(found: Inspection) -> Check:

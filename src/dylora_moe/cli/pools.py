@@ -46,6 +46,14 @@ def init(
             min=32, metavar="N", help="Prompts the base writes itself: what foreign input is like."
         ),
     ] = 512,
+    database: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Keep the registry on a server: postgresql+psycopg://user@host/database. A file "
+            "in the folder by itself.",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a new pool: a base model, and no experts yet."""
@@ -68,6 +76,7 @@ def init(
                 dtype=dtype,
                 seed=seed,
                 own_prompts=own_prompts,
+                database=database,
                 progress=watch,
             ) as made,
         ):

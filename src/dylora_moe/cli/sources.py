@@ -68,6 +68,8 @@ class Request:
     validation: Path | None = None
     overrule: Overrule = Overrule()
     growth: bool = True
+    max_length: int | None = None
+    drop_long: bool = False
 
     @property
     def settings(self) -> list[str]:
@@ -75,6 +77,10 @@ class Request:
         found = list(self.overrides)
         if self.seed is not None:
             found.append(f"seed={self.seed}")
+        if self.max_length is not None:
+            found.append(f"max_length={self.max_length}")
+        if self.drop_long:
+            found.append("drop_long=true")
         if not self.growth:
             found.append("novelty.growth=false")
         return found

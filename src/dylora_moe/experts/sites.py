@@ -138,7 +138,7 @@ class Sites:
             raise ExpertError(
                 f"{source} adapts blocks {', '.join(map(str, below))} below the tap at block "
                 f"{tap}, where nothing is ever adapted; use a pool with a lower tap: "
-                "dylora init --tap, or train it on the blocks from the tap up"
+                "dylora init POOL --tap N, or train it on the blocks from the tap up"
             )
         for path, (down, up) in matrices.items():
             d_in, d_out = self._shapes[path]

@@ -205,7 +205,8 @@ def _check_folder(folder: Path) -> None:
         return
     if (folder / "adapter_config.json").is_file():
         raise BaseModelError(
-            f"{folder} is an adapter, not a base; bring it into a pool: dylora experts import"
+            f"{folder} is an adapter, not a base; bring it into a pool: "
+            f"dylora experts import POOL {folder}"
         )
     files = sorted(path.name for path in folder.glob("*.gguf"))
     hint = f"; give one of its GGUF files: {', '.join(files)}" if files else ""

@@ -5,17 +5,18 @@ The row for *no expert* is fitted on them. Knows sampling; knows nothing of feat
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
+from dylora_moe.errors import BaseModelError
 from dylora_moe.foundation.base import Base
 
-_BATCH = 96
+_BATCH = 128
 _MARK = "\x02"
-_CUTS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96)
+_TOKENS = 48
+_ROUNDS = 8
 
 
 def write_own_prompts(
@@ -23,32 +24,41 @@ def write_own_prompts(
     count: int,
     *,
     seed: int = 0,
-    max_tokens: int = 96,
+    max_tokens: int = _TOKENS,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[str]:
-    """Samples `count` prompts at temperature 1, half after the begin token and half after the
+    """Samples `count` texts at temperature 1, half after the begin token and half after the
     opening of a user's turn (where the tokenizer has a chat template).
 
-    Prompts come in many lengths, so each is a piece of `_CUTS` tokens at most; a text that is
-    longer than its piece gives a second one from where the first ended. The same seed gives the
-    same prompts on the same machine. `progress` is called with (texts written, texts in all).
+    Texts stay whole. Cut into pieces of many lengths, which looks more like prompts, they fit
+    *no expert* worse: short pieces scatter so much that long foreign prompts no longer stand out
+    (docs/lab-log.md). The same seed gives the same texts on the same machine.
+
+    Args:
+        max_tokens: length of a text, unless the base ends it sooner.
+        progress: called with (texts written, texts in all).
+
+    Raises:
+        BaseModelError: the base writes next to nothing by itself.
     """
     starts = _starts(base)
-    texts_wanted = max(len(starts), (count + 1) // 2)
-    draw = random.Random(seed)
     prompts: list[str] = []
-    written = 0
     devices = [base.device] if base.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
-        for index, start in enumerate(starts):
-            share = texts_wanted // len(starts) + (index < texts_wanted % len(starts))
-            for tokens in _sample(base, start, share, max_tokens):
-                prompts.extend(_pieces(base, tokens, draw))
-                written += 1
-                if progress is not None:
-                    progress(written, texts_wanted)
-    draw.shuffle(prompts)
+        for _ in range(_ROUNDS):
+            for index, start in enumerate(starts):
+                missing = count - len(prompts)
+                share = -(-missing // (len(starts) - index))
+                for text in _sample(base, start, share, max_tokens):
+                    prompts.append(text)
+                    if progress is not None:
+                        progress(len(prompts), count)
+    if len(prompts) < count:
+        raise BaseModelError(
+            f"{base.name} wrote {len(prompts)} of {count} texts by itself and ended the others at "
+            "once; a base model of a chat model may do better"
+        )
     return prompts[:count]
 
 
@@ -70,8 +80,8 @@ def _starts(base: Base) -> list[list[int]]:
 
 
 @torch.no_grad()
-def _sample(base: Base, start: list[int], count: int, max_tokens: int) -> Iterator[list[int]]:
-    special = set(base.tokenizer.all_special_ids)
+def _sample(base: Base, start: list[int], count: int, max_tokens: int) -> Iterator[str]:
+    """Up to `count` texts; the base may end one before it began."""
     pad = base.tokenizer.pad_token_id
     for first in range(0, count, _BATCH):
         rows = min(_BATCH, count - first)
@@ -86,13 +96,7 @@ def _sample(base: Base, start: list[int], count: int, max_tokens: int) -> Iterat
             max_new_tokens=max_tokens,
             pad_token_id=pad if pad is not None else base.tokenizer.eos_token_id,
         )
-        for row in sampled[:, len(start) :].tolist():
-            yield [token for token in row if token not in special]
-
-
-def _pieces(base: Base, tokens: list[int], draw: random.Random) -> Iterator[str]:
-    cut = draw.choice(_CUTS)
-    for piece in (tokens[:cut], tokens[cut : cut + draw.choice(_CUTS)]):
-        text = base.tokenizer.decode(piece, skip_special_tokens=True).strip()
-        if len(piece) >= _CUTS[0] and text:
-            yield text
+        for row in sampled[:, len(start) :]:
+            text = base.tokenizer.decode(row.tolist(), skip_special_tokens=True).strip()
+            if text:
+                yield text

@@ -1,7 +1,8 @@
 """Runs only the blocks below the tap, and starts a model at the tap from what they gave.
 
-Blocks are passed over, never taken out (design, 9.1): positions, masks, block types by index and
-the names of the weights stay as they are, so it is exact for every family.
+Blocks are passed over, never taken out: positions, masks, block types by index and the names of the
+weights stay as they are, so it is exact for every family (docs/architecture.md, "Trunk, replay and
+packing").
 Knows blocks and batches; knows nothing of routing or training.
 """
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,7 @@ from dylora_moe.routing import state as router_state
 from dylora_moe.routing.fit import FitReport, fit_correction
 from dylora_moe.routing.losses import balance_loss
 from dylora_moe.routing.routing import Routing
+from dylora_moe.scoring.bootstrap import Paired
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,10 +144,8 @@ def weigh(
         excused: skills that the change is about, judged by another rule.
     """
     scored = score_pool(live, before, generate=recipe.generate, changed=changed)
-    old, new = before.compared(scored.card)
     names = [live.skills[skill].name for skill in excused]
-    decision = decide_gate(old, new, recipe.tolerance, names)
-    return scored, decision
+    return scored, decide_gate(before.compared(scored.card), recipe.tolerance, names)
 
 
 def gate_event(
@@ -157,19 +156,26 @@ def gate_event(
     run_id: str | None,
 ) -> Event:
     """The event `gate` with every older skill's loss before and after, by name."""
-    old, new = before.compared(scored.card)
+    rows = before.compared(scored.card)
     return Event(
         "gate",
         {
             "promoted": decision.promoted,
             "tolerance": tolerance,
-            "before": old,
-            "after": new,
+            "before": {name: _mean(pair.second, pair) for name, pair in rows.items()},
+            "after": {name: _mean(pair.first, pair) for name, pair in rows.items()},
+            "rises": {name: asdict(found) for name, found in decision.changes.items()},
             "rows_rescored": scored.rescored,
         },
         decision.reason,
         run_id,
     )
+
+
+def _mean(losses: Sequence[float], pair: Paired) -> float:
+    assert pair.weights is not None
+    weighted = sum(loss * weight for loss, weight in zip(losses, pair.weights, strict=True))
+    return weighted / sum(pair.weights)
 
 
 def strategy_event(before: Scorecard, after: Scorecard, run_id: str | None) -> Event | None:

@@ -174,7 +174,10 @@ def _train_on(step: Step, run: Run, change: _Change) -> _Trained:
     before = answer_losses(live.model, target, expert=expert_id).mean
     base = answer_losses(live.model, target, expert=BASE_NAME).mean
     examples = list(observation.train_examples)
-    examples += _rehearsed(step, change, len(examples))
+    rehearsed = _rehearsed(step, change, len(examples))
+    if step.recipe.drop_long:
+        rehearsed, _ = live.within(rehearsed, live.limit(step.recipe.max_length))
+    examples += rehearsed
     train: Rows = live.encode(_distinct(examples), max_length=step.recipe.max_length)
     live.versions[expert_id] = version
     outcome = teach(step, run, expert_id, step.recipe.more_data, train, target)

@@ -19,7 +19,7 @@ from dylora_moe.skills.novelty import NoveltyDetector
 from dylora_moe.training.measure import RowLosses, answer_losses
 
 _ROWS = 64
-"""Rows whose answers are scored for the second axis; what the design's figures used."""
+"""Rows whose answers are scored for the second axis: enough for an interval, cheap to score."""
 _EXPERTS = 2
 _RESAMPLES = 1000
 

@@ -10,13 +10,14 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from dylora_moe.errors import DyLoRAError, LearningInterruptedError
 from dylora_moe.lifecycle.change import Stores, all_or_nothing, load_card, to_names
 from dylora_moe.lifecycle.consolidating import consolidate
 from dylora_moe.lifecycle.cost import estimate
 from dylora_moe.lifecycle.creating import create, growth_refusals
+from dylora_moe.lifecycle.gathering import Gathered, fitting, joined
 from dylora_moe.lifecycle.judgement import Judgement, judge
 from dylora_moe.lifecycle.last_states import last_layer_library, last_layer_of
 from dylora_moe.lifecycle.live import LivePool
@@ -27,11 +28,7 @@ from dylora_moe.lifecycle.results import LearnResult, Plan
 from dylora_moe.lifecycle.step import Step, finished
 from dylora_moe.lifecycle.watch import Watch
 from dylora_moe.ports import Reporter, Run
-from dylora_moe.records import Arrival, Event, Example, Verdict
-from dylora_moe.skills.separability import separability
-
-_ALIKE = 0.8
-"""Separability below which rows that wait are of an arrival's kind: the novelty test's default."""
+from dylora_moe.records import Arrival, Event, Verdict
 
 
 class Learner:
@@ -58,8 +55,8 @@ class Learner:
 
     def plan(self, arrival: Arrival) -> Plan:
         """The verdict on an arrival and what learning it would cost; nothing is changed."""
-        joined, waited = self._joined(arrival)
-        observation, judgement = self._look(joined)
+        gathered = self._joined(self._fitting(arrival))
+        observation, judgement = self._look(gathered.arrival)
         return Plan(
             arrival=arrival.name,
             rows=observation.rows,
@@ -68,7 +65,7 @@ class Learner:
             base_loss=judgement.base_loss,
             nearest_losses=to_names(self.live, judgement.losses),
             cost=estimate(self.live, self.stores, self.recipe, observation, judgement.verdict),
-            waiting=sum(len(rows) for _, rows in waited),
+            waiting=gathered.waited,
         )
 
     def add_new_skill(self, arrival: Arrival, order: Order | None = None) -> LearnResult:
@@ -85,13 +82,16 @@ class Learner:
         if order.into is not None:
             find_skill(self.live.revision, order.into)
         self._tidy()
-        if not (order.into or order.as_new) and (told := self._already_known(arrival, start)):
-            return told
         with self._taken_back(arrival.name):
-            joined, waited = self._joined(arrival)
-            observation, judgement = self._look(joined)
+            gathered = self._fitting(arrival)
+            if not (order.into or order.as_new) and (
+                told := self._already_known(gathered.arrival, start)
+            ):
+                return told
+            gathered = self._joined(gathered)
+            observation, judgement = self._look(gathered.arrival)
             self.watch.verdict(arrival.name, judgement.verdict)
-            self._record_arrival(observation, judgement)
+            self._record_arrival(observation, judgement, gathered.told)
             step = Step(
                 live=self.live,
                 stores=self.stores,
@@ -102,12 +102,12 @@ class Learner:
                 observation=observation,
                 judgement=judgement,
                 card=load_card(self.live, self.stores.artifacts),
-                key=self._key(joined, order),
+                key=self._key(gathered.arrival, order),
                 start=start,
             )
-            result = self._act(step, joined)
+            result = self._act(step, gathered.arrival)
             if result.action not in ("waiting", "rejected"):
-                self.stores.examples.admit([name for name, _ in waited])
+                self.stores.examples.admit(gathered.joined)
         self.watch.result(result)
         return result
 
@@ -147,23 +147,23 @@ class Learner:
         )
         return observation, judgement
 
-    def _joined(self, arrival: Arrival) -> tuple[Arrival, list[tuple[str, list[Example]]]]:
+    def _fitting(self, arrival: Arrival) -> Gathered:
+        """The arrival without rows that are too long, where the recipe leaves them out."""
+        gathered = fitting(self.live, self.recipe, arrival)
+        self._tell(gathered)
+        return gathered
+
+    def _joined(self, gathered: Gathered) -> Gathered:
         """The arrival with the waiting rows that are of its kind."""
         waiting = self.stores.examples.waiting()
-        if not waiting or not arrival.examples:
-            return arrival, []
-        ours = self.live.encode(arrival.examples, max_length=self.recipe.max_length).features
-        chosen = []
-        for name, rows in waiting:
-            theirs = self.live.encode(rows, max_length=self.recipe.max_length).features
-            alike = name == arrival.name or (
-                min(len(ours), len(theirs)) >= 2 and separability(ours, theirs).value < _ALIKE
-            )
-            if alike:
-                chosen.append((name, rows))
-        known = {example.key for example in (*arrival.examples, *(arrival.validation or ()))}
-        extra = {row.key: row for _, rows in chosen for row in rows if row.key not in known}
-        return replace(arrival, examples=(*arrival.examples, *extra.values())), chosen
+        found = joined(self.live, self.recipe, gathered, waiting)
+        if found.left_out != gathered.left_out:
+            self._tell(found)
+        return found
+
+    def _tell(self, gathered: Gathered) -> None:
+        if gathered.told is not None:
+            self.watch.warning(gathered.told.message)
 
     def _already_known(self, arrival: Arrival, start: float) -> LearnResult | None:
         """What to answer if every row was learned before: the same command again does nothing."""
@@ -200,7 +200,9 @@ class Learner:
         self.stores.registry.record(Event("waiting", numbers, reason))
         return finished(step, "waiting", None, f"{reason}; {waiting} rows wait in the pool")
 
-    def _record_arrival(self, observation: Observation, judgement: Judgement) -> None:
+    def _record_arrival(
+        self, observation: Observation, judgement: Judgement, told: Event | None
+    ) -> None:
         verdict = judgement.verdict
         numbers = {
             "arrival": observation.name,
@@ -219,7 +221,8 @@ class Learner:
             "detector": verdict.detector,
             "similarity": {verdict.detector: verdict.nearest[0][1]} if verdict.nearest else {},
         }
-        self.stores.registry.record(Event("arrival", numbers, verdict.reason))
+        arrived = Event("arrival", numbers, verdict.reason)
+        self.stores.registry.record(arrived, *([told] if told is not None else []))
 
     def _key(self, arrival: Arrival, order: Order) -> str:
         body = "\n".join([

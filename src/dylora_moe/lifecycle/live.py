@@ -13,6 +13,7 @@ from pathlib import Path
 from jaxtyping import Float
 from torch import Tensor
 
+from dylora_moe.errors import ConfigError
 from dylora_moe.experts.manager import ExpertManager
 from dylora_moe.foundation.base import Base
 from dylora_moe.foundation.statistics import FeatureStatistics
@@ -178,12 +179,34 @@ class LivePool:
         """Token ids and trunk states of examples.
 
         Raises:
+            ConfigError: `max_length` is beyond the model's context.
             DataError: a row is longer than the model's context (or `max_length`).
         """
-        limit = max_length or self.base.context_length
+        limit = self.limit(max_length)
         encoded, _ = encode_all(examples, self.base.tokenizer, self.fmt, limit)
         trunk = TrunkCache(self.base, encoded, folder=self.scratch, progress=progress)
         return Rows(tuple(encoded), trunk)
+
+    def limit(self, max_length: int | None) -> int | None:
+        """Tokens that a row may have: the model's context where nothing is given.
+
+        Raises:
+            ConfigError: `max_length` is beyond the model's context.
+        """
+        context = self.base.context_length
+        if max_length is not None and context is not None and max_length > context:
+            raise ConfigError(
+                f"max_length is {max_length}, and the base's context {context} tokens; give no more"
+            )
+        return max_length or context
+
+    def within(
+        self, examples: Sequence[Example], limit: int | None
+    ) -> tuple[list[Example], list[Example]]:
+        """The examples whose rows are no longer than the limit, and the others."""
+        _, longer = encode_all(examples, self.base.tokenizer, self.fmt, limit, drop_long=True)
+        left_out = {id(example) for example in longer}
+        return [example for example in examples if id(example) not in left_out], longer
 
     def read(self, files: tuple[Artifact, ...]) -> tuple[Example, ...]:
         """Stored examples, each content once, the newest file's first say."""

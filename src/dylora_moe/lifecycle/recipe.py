@@ -35,6 +35,8 @@ class Recipe:
     """How to learn.
 
     Attributes:
+        max_length: tokens of a row; the model's context where None.
+        drop_long: longer rows are left out, not refused.
         detector: makes the novelty test for the live pool.
         last_layer: whether the test looks at last-layer states instead of the tap's features.
         new_expert: phases of a new expert.
@@ -50,6 +52,7 @@ class Recipe:
     seed: int
     validation_fraction: float
     max_length: int | None
+    drop_long: bool
     detector: Callable[[LivePool], NoveltyDetector]
     last_layer: bool
     growth: GrowthLimits

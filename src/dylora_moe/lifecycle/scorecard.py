@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dylora_moe.records import BASE_NAME, SkillScore
+from dylora_moe.scoring.bootstrap import Paired
 
 _MOVED = 0.01
 """A row is scored again when the weight of an expert moved by more than this."""
@@ -84,20 +85,22 @@ class Scorecard:
 
     skills: Mapping[str, SkillCard]
 
-    def compared(self, after: Scorecard) -> tuple[dict[str, float], dict[str, float]]:
-        """Token-mean losses by skill name in this card and in a later one, over the rows that
-        both have: what makes a skill better or worse, and not merely measured on other rows."""
-        old, new = {}, {}
+    def compared(self, after: Scorecard) -> dict[str, Paired]:
+        """Row losses by skill name in a later card (`first`) and in this one (`second`), of the
+        rows that both have: what makes a skill worse, and not merely measured on other rows."""
+        found = {}
         for skill, card in self.skills.items():
-            later = (
-                {row.key: row for row in after.skills[skill].rows} if skill in after.skills else {}
-            )
-            pairs = [(row, later[row.key]) for row in card.rows if row.key in later]
-            tokens = sum(row.tokens for row, _ in pairs)
-            if tokens:
-                old[card.name] = sum(row.total for row, _ in pairs) / tokens
-                new[card.name] = sum(row.total for _, row in pairs) / tokens
-        return old, new
+            if skill not in after.skills:
+                continue
+            later = {row.key: row for row in after.skills[skill].rows}
+            rows = [row for row in card.rows if row.key in later and row.tokens]
+            if rows:
+                found[card.name] = Paired(
+                    [later[row.key].total / row.tokens for row in rows],
+                    [row.total / row.tokens for row in rows],
+                    [row.tokens for row in rows],
+                )
+        return found
 
     def by_name(self) -> dict[str, SkillScore]:
         return {card.name: card.summary for card in self.skills.values()}

@@ -149,5 +149,5 @@ def _before(stores: Stores, current: ExpertVersion) -> ExpertVersion:
             return version
     raise PoolError(
         f"{current.alias} has no version before v{current.version}; take it out altogether "
-        "with: dylora experts remove"
+        f"with: dylora experts remove POOL {current.alias}"
     )

@@ -78,14 +78,15 @@ def refusals(
     if limits.max_experts is not None and pool.experts >= limits.max_experts:
         reason = (
             f"{pool.experts} of {limits.max_experts} experts in use; raise max_experts or remove "
-            "one: dylora experts remove"
+            "one: dylora experts remove POOL NAME"
         )
         found.append(Refusal("max_experts", reason, False))
     after = pool.parameters + new_parameters
     if limits.max_parameters is not None and after > limits.max_parameters:
         reason = (
             f"a new expert would make {after} trainable parameters of {limits.max_parameters}; "
-            "raise max_parameters, lower the rank, or remove an expert: dylora experts remove"
+            "raise max_parameters, lower the rank, or remove an expert: "
+            "dylora experts remove POOL NAME"
         )
         found.append(Refusal("max_parameters", reason, False))
     since = pool.arrivals_since_creation

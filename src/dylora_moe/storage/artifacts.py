@@ -188,8 +188,8 @@ class FileArtifacts:
 
 
 _REMEDY = (
-    "go back with `dylora experts rollback`, or bring the expert in again with "
-    "`dylora experts import`"
+    "go back with `dylora experts rollback POOL`, or bring the expert in again with "
+    "`dylora experts import POOL FOLDER`"
 )
 
 

@@ -14,11 +14,15 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 
-from dylora_moe.errors import ArtifactError, PoolError, StorageFullError
+from dylora_moe.errors import ArtifactError, MissingExtraError, PoolError, StorageFullError
 
 BUSY_SECONDS = 30.0
 """How long a writer waits for another one before it gives up."""
 
+AS_IT_IS_WRITTEN = "write it as postgresql+psycopg://user@host/database"
+
+_PSYCOPG = "postgresql+psycopg"
+_BARE = ("postgresql", "postgres")
 _WRITES = "dylora_writes"
 
 
@@ -33,9 +37,10 @@ class Database:
         """Connects lazily: nothing is opened or created before the first transaction.
 
         Raises:
-            PoolError: if a URL is malformed or its driver is not installed.
+            PoolError: if a URL is malformed or of a kind of database that is not known.
+            MissingExtraError: if its driver is not installed.
         """
-        self.url = _url(url_or_path)
+        self.url = read_url(url_or_path)
         self.is_file = self.url.get_backend_name() == "sqlite"
         self.engine = _sqlite_engine(self.url) if self.is_file else _server_engine(self.url)
 
@@ -75,24 +80,36 @@ class Database:
             raise mended from error
 
 
-def _url(url_or_path: str | Path) -> URL:
+def read_url(url_or_path: str | Path) -> URL:
+    """The URL that a text is, or of the SQLite file at a path.
+
+    Raises:
+        PoolError: it is malformed.
+    """
     if isinstance(url_or_path, Path) or "://" not in url_or_path:
         return URL.create("sqlite", database=str(url_or_path))
     try:
-        return make_url(url_or_path)
+        url = make_url(url_or_path)
     except ArgumentError as error:
-        raise PoolError(
-            "the database URL cannot be read; write it as postgresql+psycopg://user@host/database"
-        ) from error
+        raise PoolError(f"the database URL cannot be read; {AS_IT_IS_WRITTEN}") from error
+    # Without a driver SQLAlchemy would look for psycopg2, which the extra does not bring.
+    return url.set(drivername=_PSYCOPG) if url.drivername in _BARE else url
 
 
 def _server_engine(url: URL) -> Engine:
     try:
         return create_engine(url, pool_pre_ping=True)
-    except (ImportError, NoSuchModuleError) as error:
+    except NoSuchModuleError as error:
         raise PoolError(
-            f"no driver for {url.drivername}: {error}; "
-            "install one with: pip install 'dylora-moe[postgresql]'"
+            f"no database of the kind {url.drivername} is known; {AS_IT_IS_WRITTEN}"
+        ) from error
+    except ImportError as error:
+        remedy = "install it"
+        if url.drivername == _PSYCOPG:
+            remedy = 'pip install "dylora-moe[postgresql]"'
+        raise MissingExtraError(
+            f"a database at {url.drivername} needs the package {error.name or url.drivername}, "
+            f"which is not installed; {remedy}"
         ) from error
 
 

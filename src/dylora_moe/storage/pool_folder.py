@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import make_url
-
 from dylora_moe.errors import ArtifactError, PoolError
 from dylora_moe.storage.artifacts import STAGING, FileArtifacts
 from dylora_moe.storage.clock import Clock, now
+from dylora_moe.storage.database import AS_IT_IS_WRITTEN, Database, read_url
 from dylora_moe.storage.durable import (
     folders_made,
     full_disk_told,
@@ -35,7 +34,7 @@ from dylora_moe.storage.durable import (
 from dylora_moe.storage.examples import JsonlExamples
 from dylora_moe.storage.lock import FileLock
 from dylora_moe.storage.migrate import drop
-from dylora_moe.storage.registry import SqlRegistry
+from dylora_moe.storage.registry import SqlRegistry, holds_pool
 from dylora_moe.storage.runs import RunFolders
 
 MARKER = "pool.json"
@@ -79,16 +78,12 @@ def create(
             raises, Ctrl-C too, no pool is left behind.
 
     Raises:
-        PoolError: if the folder is not empty or the database holds a pool.
+        PoolError: if the folder is not empty, or the database holds a pool or cannot be used.
+        MissingExtraError: if the database's driver is not installed.
         StorageFullError: if the disk is full.
     """
     root = Path(path).absolute()
-    _refuse_occupied(root)
-    if url is not None and make_url(url).password is not None:
-        raise PoolError(
-            "the database URL is kept in the pool's folder and must hold no password; "
-            "set PGPASSWORD or use ~/.pgpass"
-        )
+    check_free(root, url)
     prefix = f".{root.name}.creating-"
     sweep(root.parent, prefix)
     with (
@@ -107,13 +102,18 @@ def create(
     return open(root, clock=clock)
 
 
-def check_free(path: str | Path) -> None:
-    """Refuses a folder that no pool can be made in, before anything costly is done for it.
+def check_free(path: str | Path, url: str | None = None) -> None:
+    """Refuses a folder and a database that no pool can be made in, before anything costly is done
+    for it.
 
     Raises:
-        PoolError: if it is a pool, a file, or not empty.
+        PoolError: if the folder is a pool, a file, or not empty; if the database's URL is
+            malformed or holds a password, or the database cannot be reached or holds a pool.
+        MissingExtraError: if the database's driver is not installed.
     """
     _refuse_occupied(Path(path).absolute())
+    if url is not None:
+        _refuse_unusable(url)
 
 
 def open(path: str | Path, *, clock: Clock = now) -> Storage:  # noqa: A001 (pool_folder.open)
@@ -167,6 +167,29 @@ def _refuse_occupied(root: Path) -> None:
         raise PoolError(f"{root} is a file; choose another name for the pool's folder")
 
 
+def _refuse_unusable(url: str) -> None:
+    if "://" not in url:
+        raise PoolError(f'"{url}" is no database URL; {AS_IT_IS_WRITTEN}')
+    parsed = read_url(url)
+    if parsed.password is not None or "password" in parsed.query:
+        raise PoolError(
+            "the database URL is kept in the pool's folder and must hold no password; "
+            "set PGPASSWORD or use ~/.pgpass"
+        )
+    database = Database(url)
+    # SQLite makes a missing file by opening it.
+    if database.is_file and not Path(str(database.url.database)).is_file():
+        return
+    try:
+        taken = holds_pool(database)
+    finally:
+        database.close()
+    if taken:
+        raise PoolError(
+            f"{database.name} already holds a pool; name another database, or remove it"
+        )
+
+
 def _database_of(root: Path) -> str | None:
     """The URL of the pool's database; None for the file in its folder."""
     marker = root / MARKER
@@ -177,7 +200,7 @@ def _database_of(root: Path) -> str | None:
         layout, database = int(found["format"]), str(found["database"])
     except FileNotFoundError as error:
         raise PoolError(
-            f"{root} is not a pool (it has no {MARKER}); make one with: dylora init FOLDER"
+            f"{root} is not a pool (it has no {MARKER}); make one with: dylora init POOL"
         ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(

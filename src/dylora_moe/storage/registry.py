@@ -46,8 +46,8 @@ class SqlRegistry:
         self._clock = clock
         # SQLite makes a missing file by opening it.
         missing = database.is_file and not Path(str(database.url.database)).is_file()
-        if missing or not _holds_pool(database):
-            raise PoolError(f"{database.name} holds no pool; make one with: dylora init")
+        if missing or not holds_pool(database):
+            raise PoolError(f"{database.name} holds no pool; make one with: dylora init POOL")
         upgrade(database)
 
     @classmethod
@@ -221,7 +221,12 @@ class SqlRegistry:
                 _raise_to(connection, _EXPERTS, int(number))
 
 
-def _holds_pool(database: Database) -> bool:
+def holds_pool(database: Database) -> bool:
+    """Whether a pool was made in the database.
+
+    Raises:
+        PoolError: if it cannot be reached.
+    """
     with database.read() as connection:
         return schema_version(connection) is not None
 

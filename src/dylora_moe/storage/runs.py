@@ -1,6 +1,7 @@
 """Run folders: what a learning run has done so far, so that another process can go on with it.
 
-Knows a journal (any JSON) and a folder for checkpoints; knows nothing of phases.
+Knows a journal (any JSON) and a folder for checkpoints, which goes when the run is finished; knows
+nothing of phases.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dylora_moe.errors import ArtifactError, PoolError
+from dylora_moe.ports import CHECKPOINTS
 from dylora_moe.storage import rows
 from dylora_moe.storage.clock import Clock, now
 from dylora_moe.storage.durable import (
@@ -57,7 +59,10 @@ class RunFolder:
         replace_file(self.path / JOURNAL, _body(state, finished=False))
 
     def finish(self) -> None:
-        """Marks the run as done: it is no longer among the unfinished ones."""
+        """Marks the run as done: it is no longer among the unfinished ones, and its checkpoints,
+        tens of megabytes that nobody would go on from, are removed."""
+        # Before the mark: after an interruption in between, the run is found and finished again.
+        shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)
         replace_file(self.path / JOURNAL, _body(self.state(), finished=True))
 
     @property

@@ -90,7 +90,7 @@ def _render(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, ask: bool
     if not tokenizer.chat_template:
         raise DataError(
             "the base's tokenizer has no chat template; use the plain prompt format "
-            "(dylora init --format plain) or a base tuned for chat"
+            "(dylora init POOL --format plain) or a base tuned for chat"
         )
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:

@@ -237,6 +237,7 @@ def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def _too_long(example: Example, length: int, limit: int) -> str:
     origin = f"{example.origin}: " if example.origin else ""
     return (
-        f"{origin}the row is {length} tokens long, the limit is {limit}; shorten it, leave such "
-        "rows out with --drop-long, or raise --max-length if the model's context allows it"
+        f"{origin}the row is {length} tokens long, the limit is {limit}; shorten it, let learn "
+        "leave such rows out with --drop-long, or raise --max-length if the model's context allows "
+        "it"
     )

@@ -17,7 +17,7 @@ import torch
 
 from dylora_moe.errors import TrainingError
 from dylora_moe.model.dylora_moe import DyLoRAMoE
-from dylora_moe.ports import Reporter
+from dylora_moe.ports import CHECKPOINTS, Reporter
 from dylora_moe.training.callbacks import OnProgress
 from dylora_moe.training.checkpoints import Checkpoints
 from dylora_moe.training.gradient import Task
@@ -27,8 +27,6 @@ from dylora_moe.training.outcome import TrainingOutcome
 from dylora_moe.training.phases import Phase
 from dylora_moe.training.rows import Rows
 from dylora_moe.training.run import Run, Voice
-
-CHECKPOINTS = "checkpoints"
 
 CHECKPOINT_SECONDS = 45.0
 """Wall clock between two checkpoints: a minute of work lost at most."""

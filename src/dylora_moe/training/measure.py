@@ -93,7 +93,8 @@ def answer_losses(
         while waiting:
             group = waiting.pop()
             try:
-                total[group], tokens[group] = _group_losses(model, rows, group, expert, gates)
+                numbers = [chosen[place] for place in group]
+                total[group], tokens[group] = _group_losses(model, rows, numbers, expert, gates)
                 continue
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):

@@ -1,7 +1,7 @@
 """What one phase of an expert's training is told: epochs, rates, schedule, collaboration.
 
 Knows numbers and how they move over a phase; knows no model. `seeding` and `consolidation` are the
-two phases of an expert's life (design, section 6) with the defaults the figures were made with.
+two phases of a new expert (docs/architecture.md, "The way of one arrival"), with its defaults.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class Watchdog(TrainerCallback):
                 "first",
                 f"the first loss is {update.loss:.3f}, far above the base's {self.base_loss:.3f} "
                 "on the same rows: check what the expert starts from and its neighbours "
-                "(collaboration), and the masks with: dylora data preview",
+                "(collaboration), and the masks with: dylora data preview FILE",
             )
 
     def _gradients(self, update: Update, step: int) -> None:
@@ -157,7 +157,8 @@ class Watchdog(TrainerCallback):
                 self._tell(
                     f"starved {name}",
                     f"{name} gets no traffic ({share:.2%} of the rehearsed rows): raise the "
-                    "router's balance coefficient, or remove it: dylora experts remove",
+                    "router's balance coefficient, or remove it: dylora experts remove POOL "
+                    f"{name}",
                 )
             elif share > _CROWDED:
                 self._tell(

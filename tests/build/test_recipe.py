@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from dylora_moe.build.recipe import make_recipe
+from dylora_moe.config import LearnSettings, learn_settings
+
+
+def test_every_setting_reaches_the_recipe() -> None:
+    settings = learn_settings(
+        [
+            "seed=7", "expert.rank=3", "expert.targets=attention", "router.gate=mlp",
+            "router.none_share=0.1", "gate.tolerance=0.3", "generate_scores=5",
+            "novelty.max_experts=4", "novelty.cooldown=2", "consolidation.epochs=9",
+            "more_data.epochs=8", "gradient_checkpointing=true", "max_length=99",
+        ]
+    )  # fmt: skip
+    recipe = make_recipe(settings)
+    assert (recipe.seed, recipe.shape.rank, recipe.shape.targets) == (7, 3, "attention")
+    assert (recipe.gate, recipe.none_share, recipe.tolerance) == ("mlp", 0.1, 0.3)
+    assert (recipe.generate, recipe.growth.max_experts, recipe.growth.cooldown) == (5, 4, 2)
+    assert [phase.name for phase in recipe.new_expert] == ["seeding", "consolidation"]
+    assert (recipe.new_expert[1].epochs, recipe.more_data[0].epochs) == (9, 8)
+    assert (recipe.gradient_checkpointing, recipe.max_length) == (True, 99)
+
+
+def test_without_seeding_a_new_expert_is_consolidated_alone() -> None:
+    recipe = make_recipe(LearnSettings(seeding=None))
+    assert [phase.name for phase in recipe.new_expert] == ["consolidation"]
+
+
+def test_runs_are_resumed_under_other_reporters_and_under_no_other_settings() -> None:
+    def of(*settings: str) -> str:
+        return make_recipe(learn_settings(settings)).fingerprint
+
+    assert of() == of("report_to=[tensorboard]")
+    assert len({of(), of("seed=1"), of("more_data.epochs=2"), of("router.top_k=1")}) == 4
