@@ -51,7 +51,7 @@ def test_given_gates_are_those_of_the_same_row() -> None:
 
 
 def test_some_rows_alone_have_the_losses_they_have_among_all() -> None:
-    model, rows, _ = make_model()
+    model, rows, _, _ = make_model()
     weights = torch.rand(len(rows), 2, generator=torch.Generator().manual_seed(0))
     gates = Gates((OTHER, OWN), weights)
     only = [7, 0, 5, 2]
