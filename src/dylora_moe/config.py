@@ -36,7 +36,7 @@ class PhaseSettings(Settings):
 
     epochs: float = Field(gt=0)
     learning_rate: float = Field(gt=0)
-    gate_learning_rate: float = Field(default=1e-3, ge=0)
+    gate_learning_rate: float = Field(default=2e-5, ge=0)
     warmup_ratio: float = Field(default=0.1, ge=0, lt=1)
     schedule: Literal["cosine", "warmup_stable_decay", "constant"] = "cosine"
     weight_decay: float = Field(default=0.01, ge=0)

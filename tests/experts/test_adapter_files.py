@@ -101,7 +101,10 @@ def test_any_plain_lora_of_stock_peft_comes_in_exactly_and_goes_out_again(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"layers_to_transform": [1, 2]}, r"blocks 1 below the tap at block 2.*dylora init --tap"),
+        (
+            {"layers_to_transform": [1, 2]},
+            r"blocks 1 below the tap at block 2.*dylora init POOL --tap",
+        ),
         ({"use_dora": True}, "DoRA"),
         ({"modules_to_save": ["lm_head"]}, "frozen head"),
         ({"bias": "lora_only"}, "biases"),

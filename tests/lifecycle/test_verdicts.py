@@ -8,6 +8,7 @@ import pytest
 
 from dylora_moe.build.pool import Pool
 from dylora_moe.errors import ConfigError, PoolError, PoolFullError
+from dylora_moe.records import Arrival
 from tests.pools import (
     DIGITS,
     LETTERS,
@@ -214,7 +215,6 @@ def test_an_arrival_with_the_name_of_an_expert_gets_a_name_of_its_own(taught: Po
 
 
 def test_plan_says_the_verdict_and_the_cost_and_changes_nothing(taught: Pool) -> None:
-    from dylora_moe.records import Arrival
 
     before = fingerprint(taught)
     events = len(taught.events())
@@ -224,6 +224,8 @@ def test_plan_says_the_verdict_and_the_cost_and_changes_nothing(taught: Pool) ->
         Arrival("few", rows(SIGNS, 8, 6)),
     ]
     novel, known, unsure = taught.plan_arrivals(arrivals, settings=settings())
+    (again,) = taught.plan_arrivals([Arrival("again", rows(LETTERS, 64, 3))], settings=settings())
+    assert (again.verdict.name, again.cost.tokens) == ("known", 0)
     assert [p.verdict.name for p in (novel, known, unsure)] == ["novel", "known", "unsure"]
     assert novel.verdict.separability is not None
     assert set(novel.nearest_losses) == {"letters", "digits"}

@@ -45,7 +45,7 @@ def init(
         typer.Option(
             min=32, metavar="N", help="Prompts the base writes itself: what foreign input is like."
         ),
-    ] = 512,
+    ] = 384,
     database: Annotated[
         str | None,
         typer.Option(

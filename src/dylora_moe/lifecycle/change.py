@@ -11,8 +11,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-import torch
-
 from dylora_moe.lifecycle.gate import GateDecision, decide_gate
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.recipe import Recipe
@@ -21,7 +19,6 @@ from dylora_moe.lifecycle.scoring_pass import ScoringPass, score_pool
 from dylora_moe.ports import ArtifactStore, ExampleStore, Registry, Run, RunStore
 from dylora_moe.records import (
     BASE_NAME,
-    MATURE_FROM,
     Artifact,
     Event,
     Example,
@@ -30,9 +27,6 @@ from dylora_moe.records import (
     SkillRecord,
 )
 from dylora_moe.routing import state as router_state
-from dylora_moe.routing.fit import FitReport, fit_correction
-from dylora_moe.routing.losses import balance_loss
-from dylora_moe.routing.routing import Routing
 from dylora_moe.scoring.bootstrap import Paired
 
 
@@ -51,81 +45,6 @@ def load_card(live: LivePool, artifacts: ArtifactStore) -> Scorecard:
     if live.revision.scores is None:
         return Scorecard({})
     return Scorecard.from_bytes(artifacts.open(live.revision.scores).read_bytes())
-
-
-def shape_router(live: LivePool, recipe: Recipe) -> None:
-    """Gives the router the recipe's kind of gate, before anything is learned by it; another kind
-    starts its correction anew."""
-    if live.router.gate != recipe.gate:
-        maturity = live.router.maturity
-        live.model.router = live.fresh_router(recipe.gate, recipe.top_k)
-        live.router.set_maturity(maturity)
-    live.router.rule = replace(live.router.rule, top_k=recipe.top_k)
-
-
-def keeping(live: LivePool, recipe: Recipe, card: Scorecard) -> Recipe:
-    """The recipe for a change that nobody gave settings for: the gate stays as it is, and as many
-    answers are generated for the scores as before."""
-    generated = [
-        sum(row.score is not None for row in skill.rows)
-        for skill in card.skills.values()
-        if skill.rows
-    ]
-    return replace(
-        recipe,
-        gate=live.router.gate,
-        top_k=live.router.rule.top_k,
-        generate=max(generated, default=recipe.generate),
-    )
-
-
-def adapt_router(live: LivePool, recipe: Recipe) -> FitReport:
-    """Trains the gate's correction on stored features and calibrates its two numbers."""
-    live.router.anneal(_ripeness(live))
-    return fit_correction(
-        live.router,
-        {skill.skill_id: skill.features.float() for skill in live.library.skills},
-        live.own,
-        seed=recipe.seed,
-        balance=recipe.losses.balance,
-        z=recipe.losses.z,
-        entropy=recipe.losses.entropy,
-        none_share=recipe.none_share,
-    )
-
-
-def _ripeness(live: LivePool) -> float:
-    """How far the pool's youngest expert is past maturity, 0 to 1: what the gate is annealed by."""
-    youngest = min(live.router.maturity.values(), default=0.0)
-    return max(0.0, (youngest - MATURE_FROM) / (1.0 - MATURE_FROM))
-
-
-def router_event(live: LivePool, report: FitReport, seconds: float, run_id: str | None) -> Event:
-    """The event `router` with what the fit came to, and how the stored rows are shared out now."""
-    none = report.none
-    with torch.no_grad():
-        stored = torch.cat([live.own, *(s.features.float() for s in live.library.skills)])
-        routing: Routing = live.router(stored.to(live.base.device))
-        belongs = torch.arange(len(stored), device=live.base.device) >= len(live.own)
-        balance = balance_loss(routing.probabilities, belongs)
-    return Event(
-        "router",
-        {
-            "classes": len(live.router.rows) + 1,
-            "temperature": report.temperature,
-            "accuracy_before": report.accuracy_before,
-            "accuracy_after": report.accuracy_after,
-            "loss_before": report.loss_before,
-            "loss_after": report.loss_after,
-            "none_threshold": live.router.none_threshold,
-            "own_to_none": none.own_share if none is not None else None,
-            "foreign_to_none": none.foreign_share if none is not None else None,
-            "fit_seconds": seconds,
-            "balance_loss": float(balance),
-            "entropy": float(routing.entropy[belongs].mean()) if belongs.any() else None,
-        },
-        run_id=run_id,
-    )
 
 
 def weigh(

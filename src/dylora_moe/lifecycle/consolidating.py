@@ -10,43 +10,32 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from dylora_moe.experts.maturity import after_bad_data, after_training
 from dylora_moe.foundation.statistics import FeatureStatistics
-from dylora_moe.lifecycle.card import model_card
 from dylora_moe.lifecycle.change import (
-    adapt_router,
-    commit,
     gate_event,
-    replaced,
-    replaced_skill,
-    router_event,
-    shape_router,
-    store_expert,
-    store_skill,
     strategy_event,
     weigh,
 )
-from dylora_moe.lifecycle.creating import reject, trained_event
+from dylora_moe.lifecycle.creating import reject
 from dylora_moe.lifecycle.live import LiveSkill
 from dylora_moe.lifecycle.names import free_name
-from dylora_moe.lifecycle.results import Action, LearnResult
-from dylora_moe.lifecycle.scorecard import Scorecard
-from dylora_moe.lifecycle.step import Step, finished
+from dylora_moe.lifecycle.results import LearnResult
+from dylora_moe.lifecycle.router_change import adapt_router, router_event, shape_router
+from dylora_moe.lifecycle.step import Step
 from dylora_moe.lifecycle.teaching import teach
+from dylora_moe.lifecycle.updating import Change, Trained, store_change
 from dylora_moe.ports import Run
 from dylora_moe.records import (
     BASE_NAME,
-    Event,
     Example,
-    ExpertVersion,
     SkillRecord,
     Verdict,
     VerdictName,
 )
 from dylora_moe.training.measure import answer_losses
-from dylora_moe.training.outcome import TrainingOutcome
 from dylora_moe.training.rows import Rows
 
 _COVERED_WELL = 0.1
@@ -69,7 +58,7 @@ def consolidate(step: Step, skill_id: str, *, of_verdict: VerdictName) -> LearnR
             "the answers are others; the skill is revised to the new answers"
         )
     current = next(v for v in live.revision.experts if v.expert_id == expert_id)
-    change = _Change(skill_id, record, current, of_verdict)
+    change = Change(skill_id, record, current, of_verdict)
     if nothing_to_teach(step.judgement.verdict, of_verdict):
         return _promote(step, change)
     run = step.run()
@@ -80,48 +69,6 @@ def nothing_to_teach(verdict: Verdict, treated_as: VerdictName) -> bool:
     """Whether the rows are answered so well already that only their statistics are taken."""
     fit = verdict.fit
     return treated_as == "covered" and fit is not None and fit.value < _COVERED_WELL
-
-
-@dataclass(frozen=True, slots=True)
-class _Trained:
-    """A new version in the making: what its training came to, and the losses around it."""
-
-    run: Run
-    outcome: TrainingOutcome
-    before: float
-    base: float
-
-    def is_better(self, by: float) -> bool:
-        return self.outcome.best_loss < self.before * (1.0 - by)
-
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    """What becomes of the skill.
-
-    Attributes:
-        record: of the skill as it was; None for one that is new.
-        current: the promoted version of its expert.
-        trained: None where nothing was trained.
-        better: whether what was trained becomes a new version.
-        maturity: of the expert after the change.
-    """
-
-    skill_id: str
-    record: SkillRecord | None
-    current: ExpertVersion
-    of_verdict: VerdictName
-    trained: _Trained | None = None
-    better: bool = False
-    maturity: float = 0.0
-
-    @property
-    def expert_id(self) -> str:
-        return self.current.expert_id
-
-    @property
-    def run(self) -> Run | None:
-        return self.trained.run if self.trained is not None else None
 
 
 def _enrol(
@@ -164,7 +111,7 @@ def _extend(step: Step, skill_id: str, keys: Sequence[str]) -> None:
     assert after.count == before.count + len(fresh)
 
 
-def _train_on(step: Step, run: Run, change: _Change) -> _Trained:
+def _train_on(step: Step, run: Run, change: Change) -> Trained:
     live, observation, expert_id = step.live, step.observation, change.expert_id
     # Reserved once a run, so that a resumed one does not skip a number.
     state = run.state()
@@ -181,10 +128,10 @@ def _train_on(step: Step, run: Run, change: _Change) -> _Trained:
     train: Rows = live.encode(_distinct(examples), max_length=step.recipe.max_length)
     live.versions[expert_id] = version
     outcome = teach(step, run, expert_id, step.recipe.more_data, train, target)
-    return _Trained(run, outcome, before, base)
+    return Trained(run, outcome, before, base)
 
 
-def _rehearsed(step: Step, change: _Change, count: int) -> list[Example]:
+def _rehearsed(step: Step, change: Change, count: int) -> list[Example]:
     """Stored training rows of the expert's skills, at most `count`, drawn by the recipe's seed;
     not the old answers of a skill that is revised."""
     live = step.live
@@ -198,7 +145,7 @@ def _rehearsed(step: Step, change: _Change, count: int) -> list[Example]:
     return random.Random(step.recipe.seed).sample(stored, min(count, len(stored)))
 
 
-def _promote(step: Step, change: _Change) -> LearnResult:
+def _promote(step: Step, change: Change) -> LearnResult:
     live, recipe, trained, run = step.live, step.recipe, change.trained, change.run
     expert_id, run_id = change.expert_id, run.id if run is not None else None
     better = trained is not None and trained.is_better(recipe.better)
@@ -222,10 +169,10 @@ def _promote(step: Step, change: _Change) -> LearnResult:
     if not decision.promoted:
         return reject(step, expert_id, decision, gated, run)
     told = [routed, strategy_event(step.card, scored.card, run_id), gated]
-    return _commit(step, change, scored.card, told)
+    return store_change(step, change, scored.card, told)
 
 
-def _maturity(step: Step, change: _Change, better: bool) -> float:
+def _maturity(step: Step, change: Change, better: bool) -> float:
     """Down by data that the expert does badly on, up by a training that helped."""
     verdict, maturity = step.judgement.verdict, change.current.maturity
     if verdict.name == "revised" and verdict.fit is not None:
@@ -234,84 +181,6 @@ def _maturity(step: Step, change: _Change, better: bool) -> float:
         return maturity
     outcome, base = change.trained.outcome, change.trained.base
     return after_training(maturity, outcome.steps_after_warmup, outcome.best_loss, base)
-
-
-def _commit(
-    step: Step, change: _Change, card: Scorecard, events: Sequence[Event | None]
-) -> LearnResult:
-    """Stores what changed and commits it: a new version, or the statistics alone."""
-    live, observation, current = step.live, step.observation, change.current
-    skill, trained = live.skills[change.skill_id], change.trained
-    told, version = list(events), replace(current, maturity=change.maturity)
-    action: Action = "covered" if change.of_verdict == "covered" else "statistics"
-    if change.better and trained is not None:
-        action, version = "new version", _new_version(step, change, trained)
-        told.insert(
-            0, trained_event(current.alias, version.version, trained.outcome, trained.run.id)
-        )
-    kept = change.record
-    if kept is not None and change.of_verdict == "revised":
-        kept = replace(kept, examples=(), validation=())
-    new_record = store_skill(
-        live,
-        step.stores,
-        change.skill_id,
-        skill.name,
-        train=observation.train_examples,
-        validation=observation.validation_examples,
-        kept=kept,
-    )
-    note = _note(action, change, version.version, skill.name, observation.name)
-    commit(
-        live,
-        step.stores,
-        experts=replaced(live.revision.experts, version),
-        skills=replaced_skill(live.revision.skills, new_record),
-        card=card,
-        arrival=observation.name,
-        note=note,
-        numbers={
-            "action": action,
-            "expert": current.alias,
-            "version": version.version,
-            "skill": skill.name,
-            "arrival": observation.name,
-            "seconds": time.perf_counter() - step.start,
-            "loss_before": trained.before if trained is not None else None,
-            "loss_trained": trained.outcome.best_loss if trained is not None else None,
-        },
-        events=told,
-        run=change.run,
-    )
-    return finished(step, action, change.skill_id, note, change.run)
-
-
-def _new_version(step: Step, change: _Change, trained: _Trained) -> ExpertVersion:
-    """Stores the live weights as the expert's next version."""
-    live, current, outcome = step.live, change.current, trained.outcome
-    skill = live.skills[change.skill_id]
-    text = model_card(live, current.alias, skill.name, outcome, trained.base)
-    path, files = store_expert(live, step.stores, current.expert_id, text)
-    return replace(
-        current,
-        version=live.versions[current.expert_id],
-        storage_path=path,
-        files=files,
-        maturity=change.maturity,
-        parents=(current.ref,),
-        history={**outcome.numbers(), "base_loss": trained.base, "run_id": trained.run.id},
-        lora_config=live.experts.config(current.expert_id),
-        created_at="",
-    )
-
-
-def _note(action: Action, change: _Change, version: int, skill: str, arrival: str) -> str:
-    alias = change.current.alias
-    if action == "new version":
-        return f"{alias} v{version} from {arrival}"
-    if action == "covered":
-        return f"{alias} covers {arrival}"
-    return f"statistics of {arrival} into {skill}; {alias} v{version} stays"
 
 
 def _distinct(examples: Sequence[Example]) -> tuple[Example, ...]:

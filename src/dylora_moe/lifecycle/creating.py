@@ -11,11 +11,8 @@ import torch
 from dylora_moe.experts.maturity import after_training
 from dylora_moe.lifecycle.card import model_card
 from dylora_moe.lifecycle.change import (
-    adapt_router,
     commit,
     gate_event,
-    router_event,
-    shape_router,
     store_expert,
     store_skill,
     strategy_event,
@@ -25,6 +22,7 @@ from dylora_moe.lifecycle.gate import GateDecision
 from dylora_moe.lifecycle.live import LiveSkill
 from dylora_moe.lifecycle.names import checked_name, free_name
 from dylora_moe.lifecycle.results import LearnResult
+from dylora_moe.lifecycle.router_change import adapt_router, router_event, shape_router
 from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.lifecycle.step import Step, finished
 from dylora_moe.lifecycle.teaching import neighbours, teach

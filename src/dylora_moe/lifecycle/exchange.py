@@ -11,13 +11,10 @@ from dylora_moe.errors import DataError, PoolError
 from dylora_moe.lifecycle.answering import prompt_features
 from dylora_moe.lifecycle.change import (
     Stores,
-    adapt_router,
     all_or_nothing,
     commit,
     gate_event,
-    keeping,
     load_card,
-    router_event,
     store_expert,
     store_skill,
     weigh,
@@ -25,6 +22,7 @@ from dylora_moe.lifecycle.change import (
 from dylora_moe.lifecycle.live import LivePool, LiveSkill
 from dylora_moe.lifecycle.names import checked_name
 from dylora_moe.lifecycle.recipe import Recipe
+from dylora_moe.lifecycle.router_change import adapt_router, keeping, router_event
 from dylora_moe.ports import ArtifactStore
 from dylora_moe.records import Event, Example, ExpertVersion, pair
 from dylora_moe.text.split import split

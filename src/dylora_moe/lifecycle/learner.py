@@ -24,11 +24,11 @@ from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.names import find_skill
 from dylora_moe.lifecycle.observation import Observation, observe, stored_sides
 from dylora_moe.lifecycle.recipe import Order, Recipe
-from dylora_moe.lifecycle.results import LearnResult, Plan
+from dylora_moe.lifecycle.results import Cost, LearnResult, Plan
 from dylora_moe.lifecycle.step import Step, finished
 from dylora_moe.lifecycle.watch import Watch
 from dylora_moe.ports import Reporter, Run
-from dylora_moe.records import Arrival, Event, Verdict
+from dylora_moe.records import Arrival, Event, SkillRecord, Verdict
 
 
 class Learner:
@@ -55,8 +55,11 @@ class Learner:
 
     def plan(self, arrival: Arrival) -> Plan:
         """The verdict on an arrival and what learning it would cost; nothing is changed."""
-        gathered = self._joined(self._fitting(arrival))
+        gathered = self._fitting(arrival)
+        learned = self._holder(gathered.arrival) is not None
+        gathered = self._joined(gathered)
         observation, judgement = self._look(gathered.arrival)
+        cost = estimate(self.live, self.stores, self.recipe, observation, judgement.verdict)
         return Plan(
             arrival=arrival.name,
             rows=observation.rows,
@@ -64,7 +67,7 @@ class Learner:
             verdict=judgement.verdict,
             base_loss=judgement.base_loss,
             nearest_losses=to_names(self.live, judgement.losses),
-            cost=estimate(self.live, self.stores, self.recipe, observation, judgement.verdict),
+            cost=Cost(0, 0.0, 0, 0) if learned else cost,
             waiting=gathered.waited,
         )
 
@@ -165,31 +168,37 @@ class Learner:
         if gathered.told is not None:
             self.watch.warning(gathered.told.message)
 
-    def _already_known(self, arrival: Arrival, start: float) -> LearnResult | None:
-        """What to answer if every row was learned before: the same command again does nothing."""
+    def _holder(self, arrival: Arrival) -> SkillRecord | None:
+        """The skill that has every row of the arrival already; None where there is none."""
         for record in self.live.revision.skills:
             stored = self.live.keys_of(record.examples + record.validation)
             if all(example.key in stored for example in arrival.examples):
-                reason = f"all {len(arrival.examples)} rows are in skill {record.name} already"
-                verdict = Verdict("known", None, None, ((record.skill_id, 0.5),), reason)
-                self.watch.verdict(arrival.name, verdict)
-                card = load_card(self.live, self.stores.artifacts)
-                result = LearnResult(
-                    arrival=arrival.name,
-                    verdict=verdict,
-                    action="unchanged",
-                    expert=self.live.alias(record.expert_id),
-                    version=self.live.versions[record.expert_id],
-                    skill=record.name,
-                    scores=card.by_name(),
-                    revision=self.live.revision.number,
-                    run_id="",
-                    seconds=time.perf_counter() - start,
-                    message=reason,
-                )
-                self.watch.result(result)
-                return result
+                return record
         return None
+
+    def _already_known(self, arrival: Arrival, start: float) -> LearnResult | None:
+        """What to answer if every row was learned before: the same command again does nothing."""
+        record = self._holder(arrival)
+        if record is None:
+            return None
+        reason = f"all {len(arrival.examples)} rows are in skill {record.name} already"
+        verdict = Verdict("known", None, None, ((record.skill_id, 0.5),), reason)
+        self.watch.verdict(arrival.name, verdict)
+        result = LearnResult(
+            arrival=arrival.name,
+            verdict=verdict,
+            action="unchanged",
+            expert=self.live.alias(record.expert_id),
+            version=self.live.versions[record.expert_id],
+            skill=record.name,
+            scores=load_card(self.live, self.stores.artifacts).by_name(),
+            revision=self.live.revision.number,
+            run_id="",
+            seconds=time.perf_counter() - start,
+            message=reason,
+        )
+        self.watch.result(result)
+        return result
 
     def _wait(self, step: Step, arrival: Arrival, reason: str) -> LearnResult:
         # Validation rows that the person named do not wait: learned with a later batch, they would

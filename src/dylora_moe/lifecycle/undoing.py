@@ -11,19 +11,17 @@ from dataclasses import replace
 from dylora_moe.errors import PoolError
 from dylora_moe.lifecycle.change import (
     Stores,
-    adapt_router,
     all_or_nothing,
     commit,
-    keeping,
     load_card,
     next_number,
     replaced,
-    router_event,
     weigh,
 )
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.names import checked_name, find_expert
 from dylora_moe.lifecycle.recipe import Recipe
+from dylora_moe.lifecycle.router_change import adapt_router, keeping, router_event
 from dylora_moe.records import Event, ExpertVersion, PoolRevision
 from dylora_moe.skills.library import Skill
 

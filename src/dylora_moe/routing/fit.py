@@ -130,6 +130,7 @@ def _train(
     ]
     optimizer = torch.optim.AdamW(groups, lr=lr)
     kept = [p.detach().clone() for p in parameters]
+    began, rows_began, rows_best = kept, judge.row_losses(), judge.row_losses()
     losses: list[float] = []
     best, best_step = start, 0
     temperature = router.log_temperature.detach().clone()
@@ -148,13 +149,24 @@ def _train(
             continue
         found, _ = judge.held_out()
         if found < best - 1e-4 * abs(best):
-            best, best_step = found, step
+            best, best_step, rows_best = found, step, judge.row_losses()
             kept = [p.detach().clone() for p in parameters]
         elif step - best_step >= patience * evaluate_every:
             break
     optimizer.zero_grad()
+    if not _proven(rows_began - rows_best):
+        best, best_step, kept = start, 0, began
     _restore(parameters, kept)
     return losses, best, best_step
+
+
+def _proven(gains: Float[Tensor, " n"]) -> bool:
+    """Whether a gain is more than chance: its mean over two of its standard errors.
+
+    The best of many steps on a few dozen rows looks like a gain even where there is none, and a
+    correction that is kept for nothing takes inputs away from skills it never hurt there.
+    """
+    return len(gains) > 1 and float(gains.mean()) > 2 * float(gains.std()) / math.sqrt(len(gains))
 
 
 @torch.no_grad()
@@ -204,9 +216,14 @@ class _Judge:
         At its best temperature, since that is what calibration gives it afterwards.
         """
         logits, labels = self.raw(self.out).cpu(), self.labels[self.out].cpu()
+        return float(self.row_losses().mean()), float((logits.argmax(-1) == labels).float().mean())
+
+    @torch.no_grad()
+    def row_losses(self) -> Float[Tensor, " n_held_out"]:
+        """The same cross entropy row by row."""
+        logits, labels = self.raw(self.out).cpu(), self.labels[self.out].cpu()
         scaled = logits.double() / best_temperature(logits, labels, steps=30)
-        loss = float(torch.nn.functional.cross_entropy(scaled, labels))
-        return loss, float((logits.argmax(-1) == labels).float().mean())
+        return torch.nn.functional.cross_entropy(scaled, labels, reduction="none")
 
     def loss(self) -> Tensor:
         """Training loss, differentiable in correction and temperature."""

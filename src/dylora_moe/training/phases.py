@@ -49,7 +49,7 @@ class Phase:
     name: str
     epochs: float = 3.0
     learning_rate: float = 1e-3
-    gate_learning_rate: float = 1e-3
+    gate_learning_rate: float = 2e-5
     warmup_ratio: float = 0.1
     weight_decay: float = 0.01
     batch_size: int = 8
