@@ -21,6 +21,7 @@ import torch
 
 from dylora_moe.build.pool import Pool
 from dylora_moe.config import LearnSettings, learn_settings
+from dylora_moe.experts.gates import Gates
 from dylora_moe.lifecycle.answering import route
 from dylora_moe.records import BASE_NAME
 from dylora_moe.scoring.bootstrap import Paired, mean_ratio, paired_bootstrap
@@ -79,7 +80,8 @@ def learn(pool: Pool, data: Path, rows: int, settings: LearnSettings) -> list[di
 
 def measure(pool: Pool, data: Path, limit: int | None) -> dict[str, Any]:
     """Routed and pinned losses of every test row, and where the rows went."""
-    live, pairs, skills, away = pool.live, {}, {}, []
+    live, pairs, away = pool.live, {}, []
+    skills: dict[str, dict[str, Any]] = {}
     for skill in dict.fromkeys(ORDER):
         right = pool.revision.expert(skill)
         if right is None:
@@ -90,6 +92,13 @@ def measure(pool: Pool, data: Path, limit: int | None) -> dict[str, Any]:
             routing = live.router(rows.features.to(live.base.device))
         routed = answer_losses(live.model, rows, gates=routing)
         pinned = answer_losses(live.model, rows, expert=right.expert_id)
+        best = routing.probabilities.argmax(-1)
+        one = torch.nn.functional.one_hot(best, len(routing.experts)).float()
+        hard = answer_losses(
+            live.model,
+            rows,
+            gates=Gates(routing.experts, one * ~routing.to_none[:, None]),
+        )
         pairs[skill] = Paired(
             routed.per_row.tolist(), pinned.per_row.tolist(), routed.tokens.tolist()
         )
@@ -117,6 +126,7 @@ def measure(pool: Pool, data: Path, limit: int | None) -> dict[str, Any]:
             "rows": len(rows),
             "routed": routed.mean,
             "pinned": pinned.mean,
+            "hard_ratio": hard.mean / pinned.mean,
             "ratio": interval.value,
             "ratio_low": interval.low,
             "ratio_high": interval.high,
@@ -133,6 +143,7 @@ def measure(pool: Pool, data: Path, limit: int | None) -> dict[str, Any]:
     return {
         "experts": [e.alias for e in pool.experts()],
         "skills": skills,
+        "mean_hard_ratio": sum(s["hard_ratio"] for s in skills.values()) / len(skills),
         "mean_ratio": mean.value,
         "mean_ratio_low": mean.low,
         "mean_ratio_high": mean.high,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,16 @@ def features(base: Base, prompts: Sequence[Any]) -> Tensor:
         ids = tuple(encode_prompt(prompt, base.tokenizer))
         rows.append(Encoded(ids, (False,) * len(ids), len(ids), ""))
     return TrunkCache(base, rows).features
+
+
+def pieces(base: Base, texts: Sequence[str], seed: int = 0) -> list[str]:
+    """The texts cut to a random length each: more like prompts, and a worse *no expert*."""
+    draw = random.Random(seed)
+    cut = []
+    for text in texts:
+        tokens = base.tokenizer(text, add_special_tokens=False)["input_ids"]
+        cut.append(base.tokenizer.decode(tokens[: draw.choice((4, 6, 8, 12, 16, 24, 32, 48))]))
+    return [text for text in cut if text.strip()]
 
 
 def read(base: Base, data: Path, skill: str, split: str, rows: int | None) -> Tensor:
@@ -90,7 +101,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
     base = load_base()
-    own = features(base, write_own_prompts(base, arguments.own))
+    texts = write_own_prompts(base, arguments.own)
+    own = {
+        "whole": features(base, texts),
+        "pieces": features(base, pieces(base, texts)),
+    }
     train = {s: read(base, arguments.data, s, "train", arguments.rows) for s in SKILLS}
     test = {s: read(base, arguments.data, s, "test", None) for s in (*SKILLS, *FOREIGN)}
     width, blocks = base.anatomy.d_model, base.anatomy.feature_blocks
@@ -99,19 +114,19 @@ def main() -> None:
         (f"block {blocks[-1]}", slice(-width, None)),
         (f"blocks {', '.join(map(str, blocks))}", slice(None)),
     ):
-        for shrinkage, gate, steps in (
-            (0.1, "linear", 0), (0.3, "linear", 0), (0.5, "linear", 0),
-            (0.3, "linear", 150), (0.3, "mlp", 150),
+        for cut, shrinkage, gate, steps in (
+            ("whole", 0.1, "linear", 0), ("whole", 0.3, "linear", 0), ("whole", 0.5, "linear", 0),
+            ("pieces", 0.1, "linear", 0), ("whole", 0.1, "linear", 150), ("whole", 0.1, "mlp", 150),
         ):  # fmt: skip
             found = judge(
                 {s: rows[:, columns] for s, rows in train.items()},
                 {s: rows[:, columns] for s, rows in test.items()},
-                own[:, columns],
+                own[cut][:, columns],
                 shrinkage=shrinkage,
                 gate="mlp" if gate == "mlp" else "linear",
                 steps=steps,
             )
-            results.append({"features": name, **found})
+            results.append({"features": name, "own_prompts": cut, **found})
             print(json.dumps(results[-1]), flush=True)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(results, indent=1), encoding="utf-8")
