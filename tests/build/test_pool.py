@@ -130,7 +130,7 @@ with FileLock(Path(sys.argv[1])).hold("learning sql.jsonl"):
 
 
 def test_of_two_that_learn_the_second_is_told_who_is_first_and_readers_are_not_kept_out(
-    taught: Pool, tmp_path: Path, base_folder: Path
+    taught: Pool, tmp_path: Path
 ) -> None:
     before = fingerprint(taught)
     process = start(_HOLDS, taught.path)

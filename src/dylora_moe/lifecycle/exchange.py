@@ -23,6 +23,7 @@ from dylora_moe.lifecycle.live import LivePool, LiveSkill
 from dylora_moe.lifecycle.names import checked_name
 from dylora_moe.lifecycle.recipe import Recipe
 from dylora_moe.lifecycle.router_change import adapt_router, keeping, router_event
+from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.ports import ArtifactStore
 from dylora_moe.records import Event, Example, ExpertVersion, pair
 from dylora_moe.text.split import split
@@ -74,33 +75,11 @@ def import_expert(
         scored, decision = weigh(live, before, recipe, changed=[expert_id])
         gated = gate_event(before, scored, decision, recipe.tolerance, None)
         if not decision.promoted:
-            told = Event("error", {"what": f"import of {alias}", **gated.numbers}, decision.reason)
-            stores.registry.record(told)
+            numbers = {"what": f"import of {alias}", **gated.numbers}
+            stores.registry.record(Event("error", numbers, decision.reason))
             raise PoolError(f"{alias} was not let in: {decision.reason}; the pool is as it was")
-        path, files = store_expert(live, stores, expert_id, _card(live, alias, folder))
-        version = ExpertVersion(
-            expert_id=expert_id,
-            skill_id=skill_id,
-            alias=alias,
-            version=1,
-            lora_config=live.experts.config(expert_id),
-            storage_path=path,
-            files=files,
-            maturity=1.0,
-            history={"imported": True, "prompts": len(distinct)},
-        )
-        record = store_skill(live, stores, skill_id, alias, train=train, validation=validation)
-        commit(
-            live,
-            stores,
-            experts=(*live.revision.experts, version),
-            skills=(*live.revision.skills, record),
-            card=scored.card,
-            arrival=alias,
-            note=f"imported {alias}",
-            numbers={"action": "imported", "expert": alias, "version": 1, "skill": alias},
-            events=[routed, gated],
-        )
+        told = [routed, gated]
+        _store(live, stores, skill_id, folder, len(distinct), train, scored.card, told)
     return live.version(alias)
 
 
@@ -121,6 +100,45 @@ def _enrol(
     rows = live.encode(validation) if validation else None
     live.skills[skill_id] = LiveSkill(skill_id, alias, expert_id, tuple(validation), rows)
     return skill_id
+
+
+def _store(
+    live: LivePool,
+    stores: Stores,
+    skill_id: str,
+    folder: Path,
+    prompts: int,
+    train: Sequence[Example],
+    card: Scorecard,
+    events: Sequence[Event],
+) -> None:
+    """Writes the imported expert and its skill, and commits them."""
+    skill = live.skills[skill_id]
+    alias, expert_id = skill.name, skill.expert_id
+    path, files = store_expert(live, stores, expert_id, _card(live, alias, folder))
+    version = ExpertVersion(
+        expert_id=expert_id,
+        skill_id=skill_id,
+        alias=alias,
+        version=1,
+        lora_config=live.experts.config(expert_id),
+        storage_path=path,
+        files=files,
+        maturity=1.0,
+        history={"imported": True, "prompts": prompts},
+    )
+    record = store_skill(live, stores, skill_id, alias, train=train, validation=skill.validation)
+    commit(
+        live,
+        stores,
+        experts=(*live.revision.experts, version),
+        skills=(*live.revision.skills, record),
+        card=card,
+        arrival=alias,
+        note=f"imported {alias}",
+        numbers={"action": "imported", "expert": alias, "version": 1, "skill": alias},
+        events=events,
+    )
 
 
 def export_experts(
