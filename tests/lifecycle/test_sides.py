@@ -74,3 +74,14 @@ def test_a_validation_file_of_rows_that_wait_is_not_learned_when_they_are(empty:
     trained, held_out = sides(empty)
     assert keys(few) <= trained
     assert held_out == keys(named)
+
+
+def test_a_batch_that_joins_rows_that_wait_does_not_learn_what_they_were_to_be_validated_on(
+    empty: Pool,
+) -> None:
+    named = tuple(example for example in rows(LETTERS, 10, 5) if not validates(example))
+    learn(empty, "monday", rows(LETTERS, 12, 3), validation=named)
+    assert learn(empty, "tuesday", rows(LETTERS, 20, 7)).action == "created"
+    trained, held_out = sides(empty)
+    assert len(trained | held_out) == 32
+    assert not trained & keys(named)

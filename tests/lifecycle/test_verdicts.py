@@ -98,13 +98,16 @@ def test_a_covered_arrival_that_has_something_to_teach_becomes_a_new_version(tau
 
 
 def test_the_same_inputs_with_other_answers_revise_the_skill(taught: Pool) -> None:
-    strong = settings(more_data={"epochs": 3})
     old = {example.key for example in rows(LETTERS, 64, 3)}
-    result = learn(taught, "new rules", rows(LETTERS, 64, 13, shouted), settings=strong)
+    result = learn(taught, "new rules", rows(LETTERS, 64, 13, shouted))
     assert (result.verdict.name, result.action) == ("revised", "new version")
     assert (result.expert, result.version, result.skill) == ("letters", 2, "letters")
     assert any("revised to the new answers" in e.message for e in taught.events("warning"))
+    # Trained on the new rows alone: the old answers are not rehearsed.
     record = taught.revision.skills[0]
+    trained = sum(taught.live.encode(taught.live.read(record.examples)).lengths)
+    seeding, consolidation = taught.events("trained")[-1].numbers["phases"]
+    assert (seeding["name"], consolidation["tokens"]) == ("seeding", 2 * trained)
     kept = {example.key for example in taught.live.read(record.examples + record.validation)}
     assert not kept & old
 

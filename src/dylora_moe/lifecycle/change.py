@@ -201,6 +201,17 @@ def commit(
     return committed
 
 
+def keeping(recipe: Recipe, card: Scorecard) -> Recipe:
+    """The recipe for a change that nobody gave settings for: as many answers are generated for the
+    scores as before."""
+    generated = [
+        sum(row.score is not None for row in skill.rows)
+        for skill in card.skills.values()
+        if skill.rows
+    ]
+    return replace(recipe, generate=max(generated, default=recipe.generate))
+
+
 def next_number(stores: Stores) -> int:
     """The number that the next revision gets: exact under the pool's lock, and `commit` refuses
     if somebody else moved the pool."""

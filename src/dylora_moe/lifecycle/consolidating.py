@@ -127,7 +127,10 @@ def _train_on(step: Step, run: Run, change: Change) -> Trained:
     examples += rehearsed
     train: Rows = live.encode(_distinct(examples), max_length=step.recipe.max_length)
     live.versions[expert_id] = version
-    outcome = teach(step, run, expert_id, step.recipe.more_data, train, target)
+    # New answers have to be learned as from the start; more of the same ones only refine.
+    recipe = step.recipe
+    phases = recipe.new_expert if change.of_verdict == "revised" else recipe.more_data
+    outcome = teach(step, run, expert_id, phases, train, target)
     return Trained(run, outcome, before, base)
 
 

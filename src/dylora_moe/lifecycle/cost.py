@@ -34,7 +34,8 @@ def estimate(
     if verdict.name == "unsure" or nothing_to_teach(verdict, verdict.name):
         return Cost(0, 0.0, 0, 0)
     new = verdict.name == "novel"
-    phases = recipe.new_expert if new else recipe.more_data
+    afresh = new or verdict.name == "revised"
+    phases = recipe.new_expert if afresh else recipe.more_data
     rows = len(observation.train_examples)
     mean = sum(observation.train.lengths) / rows
     tokens = sum(_rows_of(phase, rows) * phase.epochs * mean for phase in phases)

@@ -14,6 +14,7 @@ from dylora_moe.lifecycle.change import (
     all_or_nothing,
     commit,
     gate_event,
+    keeping,
     load_card,
     store_expert,
     store_skill,
@@ -22,7 +23,7 @@ from dylora_moe.lifecycle.change import (
 from dylora_moe.lifecycle.live import LivePool, LiveSkill
 from dylora_moe.lifecycle.names import checked_name
 from dylora_moe.lifecycle.recipe import Recipe
-from dylora_moe.lifecycle.router_change import adapt_router, keeping, router_event
+from dylora_moe.lifecycle.router_change import adapt_router, router_event
 from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.ports import ArtifactStore
 from dylora_moe.records import Event, Example, ExpertVersion, pair
@@ -69,7 +70,7 @@ def import_expert(
         expert_id = stores.registry.next_expert_id()
         live.experts.load(expert_id, folder)
         skill_id = _enrol(live, expert_id, alias, distinct, validation)
-        recipe = keeping(live, recipe, before)
+        recipe = keeping(recipe, before)
         began = time.perf_counter()
         routed = router_event(live, adapt_router(live, recipe), time.perf_counter() - began, None)
         scored, decision = weigh(live, before, recipe, changed=[expert_id])

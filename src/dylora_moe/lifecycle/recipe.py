@@ -39,8 +39,8 @@ class Recipe:
         drop_long: longer rows are left out, not refused.
         detector: makes the novelty test for the live pool.
         last_layer: whether the test looks at last-layer states instead of the tap's features.
-        new_expert: phases of a new expert.
-        more_data: phases of an expert that gets more data.
+        new_expert: phases of a new expert, and of one whose answers are revised.
+        more_data: phases of an expert that gets more data of the same answers.
         gate, top_k: of the router.
         none_share: share of the skills' own rows that the router may send to no expert.
         tolerance: relative rise of an older skill's loss that the gate lets through.

@@ -11,7 +11,6 @@ import torch
 
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.recipe import Recipe
-from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.records import MATURE_FROM, Event
 from dylora_moe.routing.fit import FitReport, fit_correction
 from dylora_moe.routing.losses import balance_loss
@@ -26,22 +25,6 @@ def shape_router(live: LivePool, recipe: Recipe) -> None:
         live.model.router = live.fresh_router(recipe.gate, recipe.top_k)
         live.router.set_maturity(maturity)
     live.router.rule = replace(live.router.rule, top_k=recipe.top_k)
-
-
-def keeping(live: LivePool, recipe: Recipe, card: Scorecard) -> Recipe:
-    """The recipe for a change that nobody gave settings for: the gate stays as it is, and as many
-    answers are generated for the scores as before."""
-    generated = [
-        sum(row.score is not None for row in skill.rows)
-        for skill in card.skills.values()
-        if skill.rows
-    ]
-    return replace(
-        recipe,
-        gate=live.router.gate,
-        top_k=live.router.rule.top_k,
-        generate=max(generated, default=recipe.generate),
-    )
 
 
 def adapt_router(live: LivePool, recipe: Recipe) -> FitReport:

@@ -13,6 +13,7 @@ from dylora_moe.lifecycle.change import (
     Stores,
     all_or_nothing,
     commit,
+    keeping,
     load_card,
     next_number,
     replaced,
@@ -21,7 +22,7 @@ from dylora_moe.lifecycle.change import (
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.names import checked_name, find_expert
 from dylora_moe.lifecycle.recipe import Recipe
-from dylora_moe.lifecycle.router_change import adapt_router, keeping, router_event
+from dylora_moe.lifecycle.router_change import adapt_router, router_event
 from dylora_moe.records import Event, ExpertVersion, PoolRevision
 from dylora_moe.skills.library import Skill
 
@@ -55,7 +56,7 @@ def roll_back_expert(live: LivePool, stores: Stores, recipe: Recipe, name: str) 
     with all_or_nothing(live, stores):
         live.become(replace(now, experts=replaced(now.experts, target)))
         before = load_card(live, stores.artifacts)
-        scored, _ = weigh(live, before, keeping(live, recipe, before))
+        scored, _ = weigh(live, before, keeping(recipe, before))
         return commit(
             live,
             stores,
@@ -96,7 +97,7 @@ def remove_expert(live: LivePool, stores: Stores, recipe: Recipe, name: str) -> 
         for skill_id, found in statistics.items():
             live.router.remove(skill_id, found)
         before = load_card(live, stores.artifacts)
-        kept = keeping(live, recipe, before)
+        kept = keeping(recipe, before)
         began = time.perf_counter()
         routed = router_event(live, adapt_router(live, kept), time.perf_counter() - began, None)
         scored, _ = weigh(live, before, kept)
