@@ -99,6 +99,8 @@ def allowed(schema: dict[str, Any]) -> str:
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"])
     kind = schema.get("type")
+    if schema.get("additionalProperties", {}).get("format") == "path":
+        return "names with a path each"
     if kind == "array":
         if "prefixItems" in schema:
             inner = allowed(schema["prefixItems"][0]).replace("number", "numbers")
@@ -107,7 +109,7 @@ def allowed(schema: dict[str, Any]) -> str:
         return f"list of {inner}" if "`" in inner else f"list of {inner}s"
     if kind in ("integer", "number"):
         signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-        bounds = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
+        bounds = [f"{sign} {schema[key]:.10g}" for key, sign in signs.items() if key in schema]
         return " ".join([kind, ", ".join(bounds)]).strip()
     return {"null": "`null`", "boolean": "`true`, `false`", "string": "text"}[str(kind)]
 

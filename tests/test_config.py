@@ -39,13 +39,15 @@ def test_the_defaults_are_valid_and_cannot_be_changed() -> None:
         ("novelty.treshold=0.8", "unknown key 'novelty.treshold'; did you mean 'threshold'?"),
         ("consolidation.epoch=1", "unknown key 'consolidation.epoch'; did you mean 'epochs'?"),
         ("seeding.lerning_rate=1", "did you mean 'learning_rate'?"),
-        ("xyzzy=1", "unknown key 'xyzzy'; known: consolidation, drop_long, expert,"),
+        ("xyzzy=1", "unknown key 'xyzzy'; known: consolidation, drop_long, evaluation, expert,"),
         ("expert.rank=0", "expert.rank: input should be greater than or equal to 1"),
         ("expert.rank=many", "expert.rank: input should be a valid integer"),
         ("expert.rank", "expected key=value"),
         ("=3", "expected key=value"),
         ("seed.inner=3", "seed: input should be a valid integer"),
         ("seed=[1", "not valid YAML"),
+        ("seed=-1", "seed: input should be greater than or equal to 0"),
+        ("seed=4294967296", "seed: input should be less than 4294967296"),
         ("seeding.collaboration=[0.5, 1.5]", "seeding.collaboration.1: input should be less than"),
         ("more_data.collaboration=[-0.1, 0]", "more_data.collaboration.0: input should be greater"),
         ("novelty.detector=vibes", "novelty.detector"),
@@ -129,6 +131,13 @@ def test_a_bad_stream_is_one_line_that_names_the_file(body: str, told: str, tmp_
     assert message.startswith(str(file))
     assert told in message
     assert "\n" not in message
+
+
+def test_invalid_yaml_names_its_line(tmp_path: Path) -> None:
+    file = stream(tmp_path, "arrivals:\n  - file: a\n  - file: b: c\n")
+    with pytest.raises(ConfigError) as caught:
+        config.read_stream(file)
+    assert str(caught.value).startswith(f"{file}:3: not valid YAML (mapping values")
 
 
 def test_a_stream_that_is_missing_or_no_text(tmp_path: Path) -> None:

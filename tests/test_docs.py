@@ -286,6 +286,15 @@ def test_every_python_block_calls_what_the_pool_has(page: Path) -> None:
             assert arguments.kwarg or set(keywords) <= known, f"{page.name}: {variable}.{name}"
 
 
+@pytest.mark.parametrize("page", docs.PAGES, ids=lambda page: page.name)
+def test_no_place_is_left_open(page: Path) -> None:
+    """What is put in by hand at the end is put in: measured results, figures."""
+    open_places = re.findall(
+        r"\b[A-Z]+_RESULTS\b|<!-- *FIGURES|\b(?:TODO|TBD|FIXME|XXX)\b", page.read_text("utf-8")
+    )
+    assert open_places == []
+
+
 def test_the_changelog_has_the_version() -> None:
     version = PYPROJECT["project"]["version"]
     changes = (docs.ROOT / "CHANGELOG.md").read_text("utf-8")

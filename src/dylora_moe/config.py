@@ -7,6 +7,7 @@ plain arguments. Knows no model library.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -24,6 +25,8 @@ from pydantic import (
 from dylora_moe.errors import ConfigError
 
 S = TypeVar("S", bound="Settings")
+_OWN = "own"
+"""The evaluation set that every training has: validation rows of the skill itself."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -91,10 +94,12 @@ class NoveltySettings(Settings):
 
 
 class RouterSettings(Settings):
-    gate: Literal["linear", "mlp"] = "linear"
-    top_k: int = Field(default=2, ge=1)
-    none_share: float = Field(
-        default=0.005,
+    """The first three belong to the pool: where not given, they are what the pool has."""
+
+    gate: Literal["linear", "mlp"] | None = None
+    top_k: int | None = Field(default=None, ge=1)
+    none_share: float | None = Field(
+        default=None,
         ge=0,
         lt=0.5,
         description="share of the skills' own rows that may be sent away",
@@ -114,7 +119,7 @@ class GateSettings(Settings):
 class LearnSettings(Settings):
     """Everything `learn` may be told; the figures in the docs were made with the defaults."""
 
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**32)
     validation_fraction: float = Field(default=0.15, gt=0, lt=0.9)
     max_length: int | None = Field(
         default=None, ge=8, description="tokens; the model's context where not given"
@@ -129,6 +134,12 @@ class LearnSettings(Settings):
     novelty: NoveltySettings = NoveltySettings()
     router: RouterSettings = RouterSettings()
     gate: GateSettings = GateSettings()
+    evaluation: Mapping[str, Path] = Field(
+        default_factory=dict, description="files of further rows every training is measured on"
+    )
+    target: str | None = Field(
+        default=None, description="set that stops a training early; the skill's own rows if none"
+    )
     gradient_checkpointing: bool = False
     generate_scores: int = Field(
         default=32,
@@ -136,6 +147,22 @@ class LearnSettings(Settings):
         description="validation rows a skill whose answers are generated and checked",
     )
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+
+    @field_validator("evaluation")
+    @classmethod
+    def _names_of_sets(cls, value: Mapping[str, Path]) -> Mapping[str, Path]:
+        unusable = [name for name in value if name == _OWN or not re.fullmatch(r"[\w.-]+", name)]
+        if unusable:
+            raise ValueError(f"'{unusable[0]}' cannot name a set; '{_OWN}' is the skill's own")
+        return value
+
+    @field_validator("target")
+    @classmethod
+    def _a_set(cls, value: str | None, info: ValidationInfo) -> str | None:
+        known = [_OWN, *info.data.get("evaluation", ())]
+        if value is not None and value not in known:
+            raise ValueError(f"'{value}' is no evaluation set; known: {', '.join(known)}")
+        return value
 
     @field_validator("seeding", "consolidation", "more_data", mode="before")
     @classmethod
@@ -250,8 +277,10 @@ def read_stream(path: Path, settings: Sequence[str] = ()) -> StreamSettings:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such stream file; check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"{path}: not valid YAML ({first}); mend it") from None
+        place, reason = str(path), str(error).splitlines()[0]
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+            place, reason = f"{path}:{error.problem_mark.line + 1}", error.problem or reason
+        raise ConfigError(f"{place}: not valid YAML ({reason}); mend it") from None
     if not isinstance(values, Mapping):
         raise ConfigError(
             f"{path}: expected keys 'arrivals' and 'learn', found {type(values).__name__}"
@@ -259,8 +288,12 @@ def read_stream(path: Path, settings: Sequence[str] = ()) -> StreamSettings:
     learn = values.get("learn") or {}
     if not isinstance(learn, Mapping):
         raise ConfigError(f"{path}: learn: expected keys, found {type(learn).__name__}")
+    folder, sets = path.parent, learn.get("evaluation")
+    if isinstance(sets, Mapping):
+        # Before the overrides: a path that was typed is not relative to the file.
+        below = {k: str(folder / v) if isinstance(v, str) else v for k, v in sets.items()}
+        learn = {**learn, "evaluation": below}
     stream = parse(StreamSettings, {**values, "learn": override(learn, settings)}, str(path))
-    folder = path.parent
     arrivals = tuple(
         item.model_copy(
             update={

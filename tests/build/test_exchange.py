@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from dylora_moe.build.pool import Pool
 from dylora_moe.errors import ArtifactError, DataError, ExpertError, PoolError
-from tests.pools import LETTERS, SIGNS, fingerprint, learn, rows, shouted
+from dylora_moe.records import Example, Turn, pair
+from dylora_moe.text.split import validates
+from tests.pools import LETTERS, SIGNS, fingerprint, learn, rows, settings, shouted
 
 # Stock PEFT still asks by the old name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")
@@ -111,6 +114,62 @@ def test_rows_with_answers_come_in_as_the_skill_s_examples(
     stored = taught.live.read(record.examples), taught.live.read(record.validation)
     assert sum(map(len, stored)) == len(PROMPTS)
     assert taught.live.skills[record.skill_id].rows is not None
+
+
+def test_conversations_come_in_by_how_they_are_asked_and_are_known_when_they_return(
+    taught: Pool, base_folder: Path, tmp_path: Path
+) -> None:
+    adapter = stock_adapter(base_folder, tmp_path / "adapter")
+    talks = [
+        Example(
+            (Turn("system", "be brief"), *row.turns, Turn("user", row.prompt[::-1]), row.turns[1])
+        )
+        for row in rows(SIGNS, 40, 3)
+    ]
+    file = tmp_path / "talks.jsonl"
+    lines = [{"messages": [{"role": t.role, "content": t.content} for t in e.turns]} for e in talks]
+    file.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    taught.import_expert(adapter, "outside", file)
+    record = taught.revision.skills[-1]
+    trained = taught.live.read(record.examples)
+    skill = taught.live.library[record.skill_id]
+    assert set(skill.keys) == {example.key for example in trained}
+    features = dict(
+        zip((e.key for e in trained), taught.live.encode(trained).features, strict=True)
+    )
+    for key, row in zip(skill.keys, skill.features, strict=True):
+        torch.testing.assert_close(row, features[key])
+    # And what they are counted by stays when they come again among others.
+    few = settings(more_data={"learning_rate": 1e-9})
+    new = tuple(replace(e, turns=(*e.turns[:-1], Turn("assistant", "+"))) for e in talks[:1])
+    learn(taught, "again", (*talks, *new), into="outside", settings=few)
+    record = taught.revision.skills[-1]
+    assert record.count == len(taught.live.read(record.examples))
+
+
+def test_rows_that_another_skill_holds_out_are_not_trained_on_by_an_import(
+    taught: Pool, base_folder: Path, tmp_path: Path
+) -> None:
+    adapter = stock_adapter(base_folder, tmp_path / "adapter")
+    named = tuple(e for e in rows(SIGNS, 40, 8) if not validates(e))[:12]
+    learn(taught, "signs", rows(SIGNS, 64, 5), validation=named)
+    file = tmp_path / "signs.jsonl"
+    given = (*named, *rows("uvwxyz", 24, 9))
+    lines = [json.dumps({"prompt": e.prompt, "completion": e.completion}) for e in given]
+    file.write_text("\n".join(lines), encoding="utf-8")
+    taught.import_expert(adapter, "outside", file)
+    trained = {e.key for e in taught.live.read(taught.revision.skills[-1].examples)}
+    assert trained
+    assert not trained & {e.key for e in named}
+
+
+def test_texts_without_answers_are_prompts(taught: Pool, base_folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text("\n".join(json.dumps({"text": p}) for p in PROMPTS), encoding="utf-8")
+    taught.import_expert(stock_adapter(base_folder, tmp_path / "adapter"), "outside", file)
+    skill = taught.live.library[taught.revision.skills[-1].skill_id]
+    assert set(skill.keys) == {pair(prompt, "-").key for prompt in PROMPTS}
+    assert taught.revision.skills[-1].examples == ()
 
 
 def test_what_does_not_fit_or_spoils_another_skill_is_not_let_in(

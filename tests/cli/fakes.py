@@ -129,6 +129,10 @@ class FakePool:
             Plan(a.name, len(a.examples), 99, NOVEL, 3.0, {"orders": 2.5}, cost) for a in arrivals
         ]
 
+    def check_arrivals(self, incoming: Sequence[Any], **options: Any) -> None:
+        assert incoming
+        assert options["settings"] is not None
+
     def learn_arrivals(self, arrivals: Sequence[Any], **options: Any) -> list[LearnResult]:
         self._call("learn", arrivals=arrivals, **options)
         watch, results = options["watch"], []

@@ -37,6 +37,17 @@ def test_options_reach_the_pool(cli: Cli, pool: FakePool) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("typed", [("generate", "pool", "a"), ("chat", "pool"), ("init", "pool")])
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_refused_at_once(
+    typed: tuple[str, ...], seed: int, cli: Cli, pool: FakePool
+) -> None:
+    ran = cli(*typed, "--seed", seed)
+    assert ran.code == 2
+    assert "--seed" in ran.err
+    assert not pool.calls
+
+
 def test_a_dash_reads_stdin_and_a_file_gives_many(
     cli: Cli, pool: FakePool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +86,7 @@ def test_prompts_of_every_kind_of_row(tmp_path: Path) -> None:
         ("a.txt", b"\xff\xfe", "not UTF-8"),
         ("a.jsonl", b'"x"\n{', ":2: corrupt JSON"),
         ("a.jsonl", b"[1]", ":1: a row must be"),
+        pytest.param("a.jsonl", b'"x"\n' + b"[" * 200_000, ":2: the JSON is nested", id="deep"),
         ("a.jsonl", b'{"b": 1}', ":1: unknown columns"),
         ("a.jsonl", b'{"prompt": " "}', ":1: the prompt is empty"),
     ],

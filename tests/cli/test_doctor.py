@@ -109,7 +109,22 @@ def test_every_kind_of_file_is_held_against_its_hash(kind: str, tmp_path: Path) 
     broken = check_files(tmp_path, revision, meta)
     assert (broken.state, broken.fact) == ("broken", f"{kind} is damaged")
     # Every revision needs the base's own prompts: going back would not help.
-    assert ("rollback" in broken.remedy) == (kind != "own")
+    assert ("rollback" in broken.remedy) == (kind not in ("own", "adapter"))
+
+
+@pytest.mark.parametrize(
+    ("parents", "steps"),
+    [((), ("remove",)), (("expert_9@1",), ("remove",)), (("expert_1@1",), ("rollback", "remove"))],
+)
+def test_a_damaged_expert_goes_back_to_its_version_before_or_out(
+    parents: tuple[str, ...], steps: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "adapter").write_text("other")
+    file = Artifact("adapter", hashlib.sha256(b"adapter").hexdigest())
+    damaged = replace(expert(), expert_id="expert_1", files=(file,), parents=parents)
+    found = check_files(tmp_path, PoolRevision(1, 0, (damaged,), (), None, None, "note"), {})
+    told = " or ".join(f"dylora experts {step} {tmp_path} {damaged.alias}," for step in steps)
+    assert found.remedy == f"{told} then learn or import it again"
 
 
 def test_damaged_rows_that_wait_are_broken(

@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from peft import LoraConfig
 
 from dylora_moe.cli.evaluating import named_files
 from dylora_moe.cli.importing import find_adapters
-from dylora_moe.errors import ConfigError, DataError, ExpertError
+from dylora_moe.errors import ConfigError, DataError, ExpertError, PoolError
+from dylora_moe.experts.adapter_files import key_a, key_b, write_adapter
+from dylora_moe.records import ExpertVersion, PoolRevision
 from tests.cli.conftest import Cli
-from tests.cli.fakes import FakePool
+from tests.cli.fakes import FakePool, expert
 
 
 def adapter(folder: Path, *files: str) -> Path:
@@ -59,8 +64,57 @@ def test_what_is_missing_is_said_before_anything_is_brought_in(
         find_adapters(tmp_path, ())
 
 
+def real_adapter(folder: Path) -> Path:
+    """An adapter that reads whole, with its prompts."""
+    folder.mkdir(parents=True)
+    config = LoraConfig(r=2, target_modules=["q_proj"])
+    at = "model.layers.1.self_attn.q_proj"
+    state = {key_a(at): torch.ones(2, 4), key_b(at): torch.ones(4, 2)}
+    write_adapter(folder, config, state, None)
+    (folder / "prompts.txt").write_text("one\ntwo\n", encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("wrong", ["adapter_model.safetensors", "prompts.txt"])
+def test_every_adapter_is_read_before_the_first_is_brought_in(
+    wrong: str, tmp_path: Path, cli: Cli, pool: FakePool
+) -> None:
+    real_adapter(tmp_path / "lib" / "a")
+    (real_adapter(tmp_path / "lib" / "b") / wrong).write_bytes(b"\xff")
+    ran = cli("experts", "import", "pool", tmp_path / "lib")
+    assert ran.code == 2
+    assert str(tmp_path / "lib" / "b" / wrong) in ran.err
+    assert not pool.calls
+
+
+def test_of_adapters_all_are_brought_in_or_none(
+    tmp_path: Path, cli: Cli, pool: FakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        real_adapter(tmp_path / "lib" / name)
+    passed: list[int] = []
+
+    def third_refused(folder: Path, name: str, prompts: Path) -> ExpertVersion:
+        if name == "c":
+            raise PoolError("c was not let in")
+        pool.revision = replace(pool.revision, number=pool.revision.number + 1)
+        return expert(name, 9)
+
+    def back(name: str | None) -> PoolRevision:
+        assert name is None
+        passed.append(pool.revision.number)
+        pool.revision = replace(pool.revision, number=pool.revision.number - 1)
+        return pool.revision
+
+    monkeypatch.setattr(pool, "import_expert", third_refused)
+    monkeypatch.setattr(pool, "rollback", back)
+    ran = cli("experts", "import", "pool", tmp_path / "lib")
+    assert (ran.code, ran.err) == (2, "error: c was not let in\n")
+    assert (passed, pool.revision.number) == ([3, 2], 1)
+
+
 def test_import_hands_each_adapter_to_the_pool(tmp_path: Path, cli: Cli, pool: FakePool) -> None:
-    folder = adapter(tmp_path / "sql", "prompts.txt")
+    folder = real_adapter(tmp_path / "sql")
     document = cli("experts", "import", "pool", folder, "--json").document
     assert pool.called("import") == [
         {"folder": folder, "name": "sql", "prompts": folder / "prompts.txt"}
@@ -69,7 +123,7 @@ def test_import_hands_each_adapter_to_the_pool(tmp_path: Path, cli: Cli, pool: F
 
 
 def test_import_refuses_a_name_that_is_taken(tmp_path: Path, cli: Cli, pool: FakePool) -> None:
-    folder = adapter(tmp_path / "orders", "prompts.txt")
+    folder = real_adapter(tmp_path / "orders")
     ran = cli("experts", "import", "pool", folder)
     assert ran.code == 2
     assert "'orders' already" in ran.err

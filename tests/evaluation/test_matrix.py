@@ -9,6 +9,7 @@ import pytest
 from dylora_moe.evaluation.history import History, collect
 from dylora_moe.evaluation.matrix import build_matrices
 from dylora_moe.evaluation.summary import summary
+from dylora_moe.records import Event
 from tests.evaluation.pools import PoolWriter, empty_pool, small_pool
 
 
@@ -73,6 +74,48 @@ def test_a_skill_learned_last_is_no_older_skill(tmp_path: Path) -> None:
     found = summary(history_of(pool))
     assert found.worst_change is None
     assert found.headline == "1 arrival, 1 expert grown"
+
+
+def test_a_revised_skill_is_learned_anew_and_forgets_only_from_there_on(tmp_path: Path) -> None:
+    pool = small_pool(tmp_path)
+    pool.arrive(
+        "d", "revised", "new version", "sums", {"sums": 0.60, "colours": 0.70},
+        {"sums": 0.80, "colours": 0.50},
+    )  # fmt: skip
+    matrices = build_matrices(history_of(pool))
+    assert matrices.learned_at == (3, 1)
+    assert matrices.accuracy[0] == (0.90, None)  # what it scored before is still shown
+    assert (matrices.accuracy_changes[0], matrices.loss_changes[0]) == (None, None)
+    assert matrices.backward_transfer == pytest.approx(0.0)
+    assert summary(history_of(pool)).forgotten == ()
+    pool.arrive("e", "novel", "created", "hats", {"sums": 0.50, "colours": 0.70, "hats": 0.9})
+    assert build_matrices(history_of(pool)).accuracy_changes[0] == pytest.approx(-0.10)
+    assert summary(history_of(pool)).forgotten == ("sums",)
+
+
+@pytest.mark.parametrize("whole_pool", [True, False])
+def test_a_revision_that_is_taken_back_is_no_baseline(whole_pool: bool, tmp_path: Path) -> None:
+    pool = small_pool(tmp_path)
+    before = pool.registry.pointer
+    pool.arrive("d", "revised", "new version", "sums", {"sums": 1.0, "colours": 0.70})
+    scores = {"sums": 0.88, "colours": 0.70}
+    if whole_pool:
+        numbers = {"action": "rolled back", "revision": before}
+        pool.registry.move_to(before, Event("promoted", numbers, "taken back"))
+    else:
+        expert = pool.experts[0]
+        pool._promote("none", "back", "rolled back", "", expert, scores, {}, {})
+    pool.arrive("e", "novel", "created", "hats", {**scores, "hats": 0.9})
+    matrices = build_matrices(history_of(pool))
+    assert matrices.learned_at[0] == 4
+    assert matrices.accuracy_changes[0] == pytest.approx(0.0)
+
+
+def test_a_known_skill_with_a_new_version_keeps_its_baseline(tmp_path: Path) -> None:
+    pool = small_pool(tmp_path)
+    pool.arrive("d", "known", "new version", "sums", {"sums": 0.60, "colours": 0.70})
+    assert build_matrices(history_of(pool)).learned_at == (0, 1)
+    assert summary(history_of(pool)).forgotten == ("sums",)
 
 
 def test_a_removed_skill_leaves_the_row_and_is_not_forgotten(tmp_path: Path) -> None:

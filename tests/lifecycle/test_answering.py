@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 from dylora_moe.build.pool import Pool
 from dylora_moe.errors import ConfigError, DataError, PoolError
+from dylora_moe.foundation.trunk_cache import TrunkCache
+from dylora_moe.lifecycle import answering
 from dylora_moe.lifecycle.answering import Sampling, answer, prompt_features
 from dylora_moe.records import Turn
 from tests.models import MAX_POSITIONS
@@ -72,6 +75,25 @@ def test_an_answer_ends_before_a_text_that_stops_it(pool: Pool) -> None:
     ending = whole[3:5]
     cut = pool.generate("abcdef", max_new_tokens=20, stop=(ending,)).text
     assert cut == whole[: whole.index(ending)]
+
+
+def test_an_answer_that_a_text_stops_counts_no_padding_of_its_batch(pool: Pool) -> None:
+    options = {
+        "max_new_tokens": 20,
+        "stop": (pool.generate("abcdef", max_new_tokens=20).text[3:5],),
+    }
+    together = pool.generate(PROMPTS, **options)
+    assert [a.tokens for a in together] == [pool.generate(p, **options).tokens for p in PROMPTS]
+    assert len({a.tokens for a in together}) > 1
+
+
+def test_more_prompts_than_memory_holds_are_mapped_from_the_pool(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = partial(TrunkCache, memory_bytes=100)
+    expected = prompt_features(pool.live, PROMPTS)
+    monkeypatch.setattr(answering, "TrunkCache", few)
+    torch.testing.assert_close(prompt_features(pool.live, PROMPTS), expected)
 
 
 def test_a_prompt_without_room_for_an_answer_is_refused(pool: Pool) -> None:

@@ -25,7 +25,9 @@ NUMBERS = {
         "temperature",
     },
     "gate": {"promoted", "tolerance", "before", "after", "rows_rescored"},
-    "promoted": {"revision", "action", "expert", "version", "skill", "arrival", "seconds"},
+    "promoted": {
+        "revision", "action", "expert", "version", "skill", "arrival", "seconds", "waited",
+    },
     "waiting": {"arrival", "rows"},
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ import torch
 from dylora_moe.build.pool import Pool
 from dylora_moe.build.recipe import make_recipe
 from dylora_moe.lifecycle.router_change import adapt_router, router_event, shape_router
-from tests.pools import settings
+from tests.pools import LETTERS, learn, rows, settings
 
 
 def test_another_kind_of_gate_begins_as_the_closed_form_and_keeps_what_the_experts_are(
@@ -31,6 +31,17 @@ def test_the_same_kind_of_gate_keeps_its_correction(taught: Pool) -> None:
     shape_router(live, make_recipe(settings()))
     assert live.router is router
     assert (live.router.correction.delta_b == 0.5).all()
+
+
+def test_what_is_not_given_stays_as_the_pool_has_it(taught: Pool) -> None:
+    changed = settings(router={"gate": "mlp", "top_k": 1, "none_share": 0.01})
+    first = learn(taught, "letters-b", rows(LETTERS, 32, 9), settings=changed, into="letters")
+    again = learn(taught, "letters-c", rows(LETTERS, 32, 10), into="letters")
+    assert "rejected" not in (first.action, again.action)
+    for name in ("digits", "letters"):
+        taught.remove(name)
+        router = taught.live.router
+        assert (router.gate, router.rule.top_k, router.none_share) == ("mlp", 1, 0.01)
 
 
 def test_the_event_tells_how_the_stored_rows_are_shared_out(taught: Pool) -> None:

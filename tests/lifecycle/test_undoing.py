@@ -110,6 +110,8 @@ def test_an_undoing_keeps_the_gate_and_the_number_of_generated_scores(taught: Po
     assert (taught.live.router.gate, taught.live.router.rule.top_k) == ("mlp", 1)
     maturity = {version.expert_id: version.maturity for version in taught.experts()}
     assert taught.live.router.maturity == maturity
+    scores = change.load_card(taught.live, taught.artifacts).by_name()
+    assert [score.accuracy for score in scores.values()] == [None, None]
 
 
 @pytest.mark.parametrize("undo", ["remove", "rollback"])

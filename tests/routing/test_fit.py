@@ -55,6 +55,29 @@ def test_a_correction_that_does_not_help_is_not_kept() -> None:
     assert report.loss_after == report.loss_before
 
 
+def test_a_correction_that_is_worse_than_none_is_given_up() -> None:
+    stored = {"left": cluster(0, 30, seed=1), "right": cluster(0, 30, seed=2)}
+    router = DynamicHybridRouter(D)
+    for skill, rows in stored.items():
+        router.add_expert(skill, f"expert_{skill}", FeatureStatistics.from_features(rows))
+    with torch.no_grad():
+        router.correction.delta_W.normal_(generator=torch.Generator().manual_seed(0))
+    report = fit_correction(router, stored, lr=1e-6, steps=10)
+    assert not router.correction.delta_W.any()
+    assert report.best_step == 0
+    assert report.loss_after < report.loss_before
+
+
+def test_a_correction_that_is_proven_survives_a_fit_that_finds_nothing_better() -> None:
+    router, stored = rings(gate="mlp", hidden=32)
+    fit_correction(router, stored, steps=300, lr=0.03, patience=30)
+    learned = router.correction.delta_W.detach().clone()
+    report = fit_correction(router, stored, steps=1, lr=0.0)
+    assert learned.any()
+    assert report.best_step == 0
+    assert torch.equal(router.correction.delta_W, learned)
+
+
 def test_a_fit_is_deterministic() -> None:
     fitted = []
     for _ in range(2):

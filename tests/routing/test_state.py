@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dylora_moe.errors import ArtifactError
+from dylora_moe.foundation import tensor_bytes
 from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.routing import state
 from dylora_moe.routing.router import DynamicHybridRouter
@@ -15,7 +16,9 @@ from .builders import D, build, cluster, features, none_rows, train_a_step
 
 @pytest.mark.parametrize("gate", ["linear", "mlp"])
 def test_a_trained_router_is_stored_and_read_bit_for_bit(gate: str) -> None:
-    router = build(gate=gate, temperature=4.0, mix_temperature=2.0, top_k=3, none_bias=0.5)
+    router = build(
+        gate=gate, temperature=4.0, mix_temperature=2.0, top_k=3, none_bias=0.5, none_share=0.1
+    )
     train_a_step(router)
     router.set_maturity({"expert_sql": 0.9, "expert_json": 0.4})
     router.calibrate_none(features(), none_rows())
@@ -31,6 +34,7 @@ def test_a_trained_router_is_stored_and_read_bit_for_bit(gate: str) -> None:
     assert again.maturity == router.maturity
     assert again.rule == router.rule
     assert again.none_threshold == router.none_threshold
+    assert again.none_share == 0.1
     assert state.to_bytes(again) == state.to_bytes(router)
 
 
@@ -53,6 +57,12 @@ def test_an_empty_router_is_stored_and_read(none: bool) -> None:
     again = state.from_bytes(state.to_bytes(router))
     assert again.table.has_none is none
     assert again(cluster(0)).weights.shape == (40, 0)
+
+
+def test_a_router_stored_before_it_knew_its_share_of_strangers_has_the_default() -> None:
+    tensors, header = tensor_bytes.from_bytes(state.to_bytes(build(none_share=0.1)), "router")
+    del header["settings"]["none_share"]
+    assert state.from_bytes(tensor_bytes.to_bytes(tensors, header)).none_share == 0.005
 
 
 def test_damaged_bytes_are_refused() -> None:

@@ -99,6 +99,21 @@ def test_a_flipped_bit_is_noticed_and_told_with_a_remedy(store, flip):
         assert part in message
 
 
+@pytest.mark.parametrize(
+    ("version", "told"),
+    [
+        (1, "expected; `dylora experts remove POOL expert_1`, then learn or import it again"),
+        (2, "expected; `dylora experts rollback POOL expert_1`, or `dylora experts remove POOL "),
+    ],
+)
+def test_a_damaged_expert_is_told_with_what_brings_it_back(store, version, told):
+    artifact = store.put_bytes(f"experts/expert_1/v{version}/adapter_model.safetensors", b"abc")
+    (store.root / artifact.path).write_bytes(b"abd")
+    with pytest.raises(ArtifactError) as caught:
+        store.open(artifact)
+    assert told in str(caught.value)
+
+
 def test_a_truncated_and_a_missing_file_are_noticed(store):
     artifact = store.put_bytes("a.bin", b"abc")
     (store.root / "a.bin").write_bytes(b"ab")

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
+import sqlite3
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
-from dylora_moe.errors import ArtifactError, ExpertError, PoolError
+from dylora_moe.errors import ArtifactError, ExpertError, PoolError, StorageFullError
 from dylora_moe.records import Artifact
+from dylora_moe.storage.database import Database
 from dylora_moe.storage.pool_folder import Storage
 from dylora_moe.storage.registry import SqlRegistry
 from tests.storage.facts import META, event, expert, revision, skill
@@ -174,6 +179,23 @@ def test_a_damaged_database_is_told_as_such(pool):
     (pool.root / "dylora.db").write_bytes(b"no database at all" * 100)
     with pytest.raises(ArtifactError, match=r"dylora\.db is damaged"):
         SqlRegistry(pool.root / "dylora.db")
+
+
+@pytest.mark.parametrize(
+    ("code", "free", "told"),
+    [
+        (sqlite3.SQLITE_FULL, 2**30, StorageFullError),
+        (sqlite3.SQLITE_IOERR_WRITE, 0, StorageFullError),
+        (sqlite3.SQLITE_IOERR_WRITE, 2**30, PoolError),
+    ],
+)
+def test_a_disk_without_room_is_told_as_full(tmp_path, monkeypatch, code, free, told):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    cause = sqlite3.OperationalError("disk I/O error")
+    cause.sqlite_errorcode = code
+    with pytest.raises(PoolError) as caught, Database(tmp_path / "dylora.db").read():
+        raise OperationalError("INSERT", None, cause)
+    assert type(caught.value) is told
 
 
 def test_opening_makes_no_database(tmp_path):

@@ -86,6 +86,12 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "corrupt": ("a.jsonl", b'{"text": "x"}\n\n{"text": \n', "a.jsonl:3: corrupt JSON"),
     "corrupt list": ("a.json", b'[{"text": "x"},\n{"text": }]', "a.json:2: corrupt JSON"),
     "cut list": ("a.json", b'[{"text": "x"},\n{"text": "y"}', "a.json:2: corrupt JSON"),
+    "deep": (
+        "a.jsonl",
+        b'{"text": "x"}\n{"text": ' + b"[" * 200_000,
+        "a.jsonl:2: the JSON is nested too deeply",
+    ),
+    "deep list": ("a.json", b"[\n" + b"[" * 200_000, "a.json:2: the JSON is nested too deeply"),
     "no object": ("a.jsonl", b'{"text": "x"}\n"y"\n', "a.jsonl:2: a row must be an object"),
     "latin": ("a.jsonl", b'{"text": "x"}\n{"text": "\xfc"}\n', "a.jsonl:2: not UTF-8 .byte 0xfc"),
     "latin csv": ("a.csv", b"text\nok\n\xfcber\n", "a.csv:3: not UTF-8"),

@@ -68,7 +68,7 @@ def test_a_candidate_without_a_row_is_told() -> None:
 
 def test_balance_reaches_the_gate_and_each_part_counts_as_weighted() -> None:
     router, features = fitted()
-    rehearsed = Rehearsal(features, 8).sample(router, 0)
+    rehearsed = Rehearsal(features, 8).prepared(router).sample(0)
     parts = router_losses(router, features["b"], rehearsed, RouterLossWeights(balance=1.0))
     parts.balance.backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in router.correction.parameters())
@@ -80,29 +80,47 @@ def test_balance_reaches_the_gate_and_each_part_counts_as_weighted() -> None:
 
 def test_rehearsal_takes_as_many_of_each_skill_and_labels_them() -> None:
     router, features = fitted()
-    rows, labels = Rehearsal({**features, "base": features["a"]}, 5).sample(router, 3)
+    drawn = Rehearsal({**features, "base": features["a"]}, 5).prepared(router).sample(3)
+    rows, labels = drawn.features, drawn.labels
     # No row of no expert is fitted here, so its prompts are left out.
     assert labels.tolist() == [1] * 5 + [2] * 5 + [3] * 5
     for label, skill in enumerate(features, start=1):
         for row in rows[labels == label]:
             assert bool((features[skill] == row).all(-1).any())
-    again, _ = Rehearsal(features, 5).sample(router, 3)
-    assert torch.equal(rows, again)
-    assert not torch.equal(rows, Rehearsal(features, 5).sample(router, 4)[0])
+    prepared = Rehearsal(features, 5).prepared(router)
+    assert torch.equal(rows, prepared.sample(3).features)
+    assert not torch.equal(rows, prepared.sample(4).features)
     router.set_none(FeatureStatistics.from_features(features["a"] - 5))
-    _, labels = Rehearsal({**features, "base": features["a"] - 5}, 5).sample(router, 3)
-    assert labels.tolist()[-5:] == [0] * 5
+    labels = Rehearsal({**features, "base": features["a"] - 5}, 5).prepared(router).sample(3).labels
+    assert labels.tolist()[:5] == [0] * 5
 
 
 def test_rehearsing_a_skill_the_router_does_not_know_is_told() -> None:
     router, features = fitted()
     with pytest.raises(TrainingError, match="skill z"):
-        Rehearsal({"z": features["a"]}).sample(router, 0)
+        Rehearsal({"z": features["a"]}).prepared(router)
+
+
+def test_rehearsal_has_something_to_teach_where_the_closed_form_knows_its_rows_by_heart() -> None:
+    # More dimensions than rows: on rows it was fitted on, the closed form makes no mistake.
+    generator = torch.Generator().manual_seed(0)
+    features = {name: torch.randn(20, 80, generator=generator) for name in ("a", "b")}
+    router = DynamicHybridRouter(80, shrinkage=1e-3)
+    for skill, expert in [("a", OTHER), ("b", OWN)]:
+        router.add_expert(skill, expert, FeatureStatistics.from_features(features[skill]))
+    sample = Rehearsal(features, 20).prepared(router).sample(0)
+    with torch.no_grad():
+        seen = torch.nn.functional.cross_entropy(router.raw_logits(sample.features), sample.labels)
+    parts = router_losses(router, features["b"], sample, RouterLossWeights())
+    parts.rehearsal.backward()
+    assert float(seen) < 1e-3
+    assert float(parts.rehearsal.detach()) > 0.1
+    assert all(p.grad is not None and bool(p.grad.any()) for p in router.correction.parameters())
 
 
 def test_rehearsal_lowers_the_cross_entropy_of_every_skill() -> None:
     router, features = fitted()
-    sample = Rehearsal(features, 40).sample(router, 0)
+    sample = Rehearsal(features, 40).prepared(router).sample(0)
     optimizer = torch.optim.Adam(router.parameters(), lr=0.02)
     weights = RouterLossWeights()
     first = router_losses(router, features["b"], sample, weights)

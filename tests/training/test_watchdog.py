@@ -8,10 +8,15 @@ import pytest
 import torch
 
 from dylora_moe.errors import TrainingError
+from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.model.dylora_moe import DyLoRAMoE
-from dylora_moe.training.gradient import UpdateGradient
+from dylora_moe.training.gradient import Task, UpdateGradient
+from dylora_moe.training.learnables import Learnables
+from dylora_moe.training.memory import MicroBatches
+from dylora_moe.training.objective import Rehearsal, RouterLossWeights
+from dylora_moe.training.phases import Phase
 from dylora_moe.training.watchdog import Update, Watchdog
-from tests.training.setting import OWN, make_model
+from tests.training.setting import OTHER, OWN, make_model
 from tests.training.test_expert import train
 
 GOOD = Update(rows=[3, 4], loss=2.0, gradient_norms={OWN: 1.0, "router": 0.0})
@@ -55,6 +60,15 @@ def test_a_first_loss_far_from_the_bases_is_told_once() -> None:
     assert "first loss is 6.000, far above the base's 2.000" in told[0]
 
 
+def test_a_first_loss_far_below_the_bases_is_told_of_a_fresh_expert_alone() -> None:
+    for fresh, lines in ((True, 1), (False, 0)):
+        dog, told = watching()
+        dog.base_loss, dog.is_fresh = 3.0, fresh
+        dog.look(replace(GOOD, loss=0.2), 0)
+        assert len(told) == lines
+        assert all("first loss is 0.200, far below the base's 3.000" in text for text in told)
+
+
 def test_missing_and_tiny_gradients_are_told() -> None:
     dog, told = watching()
     dog.look(replace(GOOD, silent=["x.lora_A.weight"]), 0)
@@ -83,6 +97,42 @@ def test_an_expert_without_traffic_and_one_with_all_of_it_are_told() -> None:
     assert len(told) == 2
     assert any("expert_1 gets no traffic" in text for text in told)
     assert any(f"{OWN} gets all of the traffic" in text for text in told)
+
+
+def test_a_collapsed_gate_is_told_though_the_bases_rows_are_rehearsed_too() -> None:
+    model, rows, valid, _ = make_model()
+    base = torch.randn(24, rows.features.shape[1], generator=torch.Generator().manual_seed(1))
+    model.router.set_none(FeatureStatistics.from_features(50 * base))
+    # What belongs to the other expert looks like the own: all that no one else gets goes there.
+    stored = {"skill_1": rows.features, "skill_2": rows.features, "base": 50 * base}
+    with torch.no_grad():
+        model.router.correction.delta_b[1:] = torch.tensor([-40.0, 40.0])
+    dog, told = watching()
+    rehearsal = Rehearsal(stored, per_skill=8)
+    task = Task(OWN, rows, {"own": valid}, "own", (OTHER,), rehearsal, RouterLossWeights())
+    phase = Phase("one", train_gate=True)
+    with Learnables(model, OWN).learning(phase.train_gate):
+        maker = UpdateGradient(model, task, phase, 20, 0, MicroBatches(8, told.append))
+        for step in range(12):
+            numbers = maker.make([(0, 1)], step)
+            usage = {name: float(numbers[f"expert_usage/{name}"]) for name in (OTHER, OWN)}
+            assert sum(usage.values()) < 0.9
+            dog.look(replace(GOOD, usage=usage), step)
+    assert any(f"{OWN} gets all of the traffic" in text for text in told)
+
+
+def test_the_training_tells_the_watchdog_what_is_fresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = make_model()
+    monkeypatch.setattr(UpdateGradient, "base_loss", lambda self, passes: 100.0)
+    told: list[str] = []
+    train(parts, tmp_path, on_warning=told.append)
+    assert (
+        [text for text in told if "far below the base's" in text]
+        == [text for text in told if text.startswith("seeding: the first loss")]
+        != []
+    )
 
 
 def test_a_loss_that_is_nan_stops_the_training_and_leaves_the_expert(

@@ -13,10 +13,11 @@ from typing import Any
 from dylora_moe.build.making import OWN_PROMPTS, make_pool
 from dylora_moe.build.reader import PoolReader
 from dylora_moe.build.recipe import make_recipe
-from dylora_moe.build.reporting import reporter_factory
+from dylora_moe.build.reporting import reporter_factory, require_extras
 from dylora_moe.config import LearnSettings
 from dylora_moe.foundation.base import DEFAULT_BASE
 from dylora_moe.lifecycle import exchange, undoing
+from dylora_moe.lifecycle.checking import check_arrivals
 from dylora_moe.lifecycle.learner import Learner
 from dylora_moe.lifecycle.recipe import Order
 from dylora_moe.lifecycle.results import LearnResult, Plan
@@ -173,6 +174,7 @@ class Pool(PoolReader):
         """`learn` for data that is in memory."""
         order = Order(into, as_new, name)
         with self._storage.lock.hold(f"learning {', '.join(a.name for a in arrivals)}"):
+            self.check_arrivals([(arrival, order) for arrival in arrivals], settings=settings)
             learner = self._learner(settings or LearnSettings(seed=seed), watch)
             if not resume:
                 names = {arrival.name for arrival in arrivals}
@@ -180,6 +182,25 @@ class Pool(PoolReader):
                     if run.state().get("arrival") in names:
                         run.remove()
             return [learner.add_new_skill(arrival, order) for arrival in arrivals]
+
+    def check_arrivals(
+        self,
+        incoming: Sequence[tuple[Arrival, Order]],
+        *,
+        settings: LearnSettings | None = None,
+    ) -> None:
+        """Raises what can be known to go wrong with the arrivals before the first is learned.
+
+        `learn` does it by itself; this is for arrivals that come in several calls.
+
+        Raises:
+            DataError: a row that is too long.
+            PoolError: an unknown skill to learn into, or a name that no expert can have.
+            MissingExtraError: a package that `report_to` needs.
+        """
+        settings = settings or LearnSettings()
+        require_extras(settings.report_to)
+        check_arrivals(self.live, make_recipe(settings), incoming)
 
     def import_expert(
         self, folder: str | Path, name: str, prompts: str | Path | Sequence[str]

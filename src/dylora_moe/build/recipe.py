@@ -14,6 +14,7 @@ from dylora_moe.skills.cosine import Cosine
 from dylora_moe.skills.growth import GrowthLimits
 from dylora_moe.skills.novelty import Limits, NoveltyDetector
 from dylora_moe.skills.router_entropy import RouterEntropy
+from dylora_moe.text.reading import read_examples
 from dylora_moe.training.objective import RouterLossWeights
 from dylora_moe.training.phases import Phase
 
@@ -21,7 +22,11 @@ _THRESHOLDS = {"classifier": 0.80, "cosine-maximum": 0.85, "cosine-median": 0.85
 
 
 def make_recipe(settings: LearnSettings) -> Recipe:
-    """The recipe of these settings."""
+    """The recipe of these settings; reads the evaluation sets.
+
+    Raises:
+        DataError: a set that cannot be read.
+    """
     novelty, expert, router = settings.novelty, settings.expert, settings.router
     new_expert = [_phase("consolidation", settings.consolidation)]
     if settings.seeding is not None:
@@ -54,6 +59,8 @@ def make_recipe(settings: LearnSettings) -> Recipe:
         tolerance=settings.gate.tolerance,
         generate=settings.generate_scores,
         gradient_checkpointing=settings.gradient_checkpointing,
+        evaluation={name: tuple(read_examples(path)) for name, path in settings.evaluation.items()},
+        target=settings.target,
         fingerprint=hashlib.sha256(text.encode()).hexdigest(),
     )
 

@@ -3,10 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Literal
 
 from dylora_moe.ports import Reporter, Run
-from dylora_moe.training.reporters import JsonlReporter, Reporters
+from dylora_moe.training.reporters import JsonlReporter, Reporters, missing_extra
+
+_NEEDED = {
+    "tensorboard": ("TensorBoard", "torch.utils.tensorboard"),
+    "wandb": ("Weights & Biases", "wandb"),
+}
+
+
+def require_extras(targets: Sequence[Literal["tensorboard", "wandb"]]) -> None:
+    """Raises MissingExtraError for a target whose package cannot be imported."""
+    for target in targets:
+        what, module = _NEEDED[target]
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise missing_extra(what, target, error) from error
 
 
 def reporter_factory(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dylora_moe.cli import opening
-from dylora_moe.cli.options import AsJson, Device, Dtype, PoolFolder
+from dylora_moe.cli.options import MAX_SEED, AsJson, Device, Dtype, PoolFolder
 from dylora_moe.cli.output import command
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ NewTokens = Annotated[int, typer.Option(min=1, metavar="N", help="At most this m
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the likeliest token.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Nucleus sampling.")]
 TopK = Annotated[int, typer.Option(min=0, help="Sample among this many tokens; 0 for all.")]
-SampleSeed = Annotated[int | None, typer.Option(help="Seed of the sampling.")]
+SampleSeed = Annotated[int | None, typer.Option(min=0, max=MAX_SEED, help="Seed of the sampling.")]
 Stop = Annotated[
     list[str] | None, typer.Option(metavar="TEXT", help="End the answer here; may be repeated.")
 ]

@@ -17,6 +17,9 @@ from dylora_moe.errors import DataError, ExpertError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from dylora_moe.build.pool import Pool
+    from dylora_moe.records import ExpertVersion
+
 _CONFIG = "adapter_config.json"
 _ENDINGS = (".jsonl", ".txt")
 
@@ -47,9 +50,10 @@ def import_adapters(
     dtype: Dtype = None,
     as_json: AsJson = False,
 ) -> None:
-    """Bring in adapters that were trained elsewhere."""
+    """Bring in adapters that were trained elsewhere: all of them, or none."""
     with command(as_json) as output:
         adapters = find_adapters(folder, prompts or ())
+        read_all(adapters)
         with opening.open_pool(pool, device=device, dtype=dtype) as opened:
             taken = [found.name for found in adapters if opened.revision.expert(found.name)]
             if taken:
@@ -57,7 +61,7 @@ def import_adapters(
                     f"the pool has an expert '{taken[0]}' already; rename its folder or "
                     f"the expert: dylora experts rename {pool} {taken[0]} NEW"
                 )
-            made = [opened.import_expert(a.folder, a.name, a.prompts) for a in adapters]
+            made = _bring_in(opened, adapters)
             revision = opened.revision
 
         def render(console: Console) -> None:
@@ -95,6 +99,32 @@ def find_adapters(folder: Path, prompts: Sequence[str]) -> list[Found]:
         Found(path, name, _prompts_of(path, name, named, places, only))
         for path, name in zip(folders, names, strict=True)
     ]
+
+
+def read_all(adapters: Sequence[Found]) -> None:
+    """Reads every adapter and its prompts, so that the last is found wrong before the first is in.
+
+    Raises:
+        ExpertError: an adapter is damaged, or of a kind that cannot be an expert.
+        DataError: prompts that cannot be read.
+    """
+    from dylora_moe.experts.adapter_files import read_adapter
+    from dylora_moe.text.prompts import read_prompts
+
+    for found in adapters:
+        read_adapter(found.folder)
+        read_prompts(found.prompts)
+
+
+def _bring_in(pool: Pool, adapters: Sequence[Found]) -> list[ExpertVersion]:
+    """All of them, or none: if one does not fit, or the gate refuses it, those before it go."""
+    start = pool.revision.number
+    try:
+        return [pool.import_expert(a.folder, a.name, a.prompts) for a in adapters]
+    except BaseException:
+        while pool.revision.number != start:
+            pool.rollback(None)
+        raise
 
 
 def _name(folder: Path) -> str:

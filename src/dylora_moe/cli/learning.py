@@ -136,6 +136,7 @@ def _learn(pool: Pool, stream: Stream, watch: CommandWatch, *, resume: bool) -> 
         arrival = run.state().get("arrival", "an arrival")
         watch.note(f"unfinished run {run.id} ({arrival}) goes on when its data comes again")
     watch.stage("base", "loading")
+    pool.check_arrivals(stream.orders(), settings=stream.settings)
     results: list[LearnResult] = []
     # Together as far as they overrule the same, so that no other process comes in between.
     for overrule, items in groupby(stream.incoming, key=lambda item: item.overrule):

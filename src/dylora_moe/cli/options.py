@@ -23,8 +23,14 @@ Dtype = Annotated[
     typer.Option(metavar="NAME", help="bf16, fp16 or fp32; what the device is fast in by itself."),
 ]
 
+MAX_SEED = 2**32 - 1
+"""The largest that every generator of random numbers takes."""
+
 Seed = Annotated[
-    int | None, typer.Option(help="Seed of everything random; 0, or what the stream file says.")
+    int | None,
+    typer.Option(
+        min=0, max=MAX_SEED, help="Seed of everything random; 0, or what the stream file says."
+    ),
 ]
 
 MaxExamples = Annotated[

@@ -50,12 +50,25 @@ def check_files(pool: Path, revision: PoolRevision, meta: Mapping[str, Any]) -> 
                 wrong[artifact] = f"{artifact.path} is damaged"
     if wrong:
         more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        # The base's own prompts belong to every revision: no step back does without them.
-        remedy = "restore it from a copy of the pool"
-        if own not in wrong:
-            remedy += f", or take the step back: dylora experts rollback {pool}"
-        return Check("files", "broken", next(iter(wrong.values())) + more, remedy)
+        first = next(iter(wrong))
+        remedy = _remedy(pool, revision, first, is_own=first == own)
+        return Check("files", "broken", wrong[first] + more, remedy)
     return Check("files", "ok", f"{size(held)} in {len(artifacts)}, all as their hashes say")
+
+
+def _remedy(pool: Path, revision: PoolRevision, wrong: Artifact, *, is_own: bool) -> str:
+    for expert in revision.experts:
+        if wrong in expert.files:
+            without = f"dylora experts remove {pool} {expert.alias}, then learn or import it again"
+            # A version of its own that it was trained from stands in; without one it has to go.
+            older = any(ref.startswith(f"{expert.expert_id}@") for ref in expert.parents)
+            back = f"dylora experts rollback {pool} {expert.alias}, or " if older else ""
+            return back + without
+    remedy = "restore it from a copy of the pool"
+    # The base's own prompts belong to every revision: no step back does without them.
+    if not is_own:
+        remedy += f", or, if it came with the last step: dylora experts rollback {pool}"
+    return remedy
 
 
 def _artifacts(revision: PoolRevision, own: Artifact | None) -> list[Artifact]:

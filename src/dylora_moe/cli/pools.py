@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from dylora_moe.cli import opening
-from dylora_moe.cli.options import AsJson, Device, Dtype, PoolFolder
+from dylora_moe.cli.options import MAX_SEED, AsJson, Device, Dtype, PoolFolder
 from dylora_moe.cli.output import command
 
 
@@ -39,7 +39,9 @@ def init(
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
-    seed: Annotated[int, typer.Option(help="Seed of what the base writes by itself.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="Seed of what the base writes by itself.")
+    ] = 0,
     own_prompts: Annotated[
         int,
         typer.Option(

@@ -15,6 +15,7 @@ from dylora_moe.errors import ConfigError
 
 if TYPE_CHECKING:
     from dylora_moe.config import ArrivalSettings, LearnSettings
+    from dylora_moe.lifecycle.recipe import Order
     from dylora_moe.records import Arrival
 
 _STREAM_ENDINGS = (".yaml", ".yml")
@@ -56,6 +57,15 @@ class Stream:
     def names(self) -> list[str]:
         return [item.arrival.name for item in self.incoming]
 
+    def orders(self) -> list[tuple[Arrival, Order]]:
+        """The arrivals as the pool takes them, each with what is overruled for it."""
+        from dylora_moe.lifecycle.recipe import Order
+
+        return [
+            (item.arrival, Order(item.overrule.into, item.overrule.as_new, item.overrule.name))
+            for item in self.incoming
+        ]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -94,6 +104,7 @@ def read_stream(request: Request) -> Stream:
         DataError: a data file that is missing, empty or corrupt.
     """
     from dylora_moe import config
+    from dylora_moe.text.reading import read_examples
     from dylora_moe.text.stream import ArrivalSource, read_arrivals
 
     _check(request)
@@ -121,6 +132,8 @@ def read_stream(request: Request) -> Stream:
             for path in request.files
         ]
     arrivals = read_arrivals(sources)
+    for path in settings.evaluation.values():
+        read_examples(path)  # Again by the pool; here so that a bad file is told before it opens.
     return Stream(
         tuple(Incoming(*both) for both in zip(arrivals, overrules, strict=True)), settings
     )

@@ -86,8 +86,8 @@ def results_table(results: Sequence[LearnResult]) -> Table:
 
 
 def matrix_table(matrices: Matrices) -> Table:
-    """Row i: every skill after step i; bold where the skill was first learned. Accuracies, or
-    losses where no answers were generated after the last step."""
+    """Row i: every skill after step i; bold where the skill was first learned, or last revised.
+    Accuracies, or losses where no answers were generated after the last step."""
     generated = any(value is not None for value in matrices.accuracy[-1])
     measure, cells = ("Accuracy", matrices.accuracy) if generated else ("Loss", matrices.loss)
     drawn = table(

@@ -27,8 +27,9 @@ class Summary:
 
     Attributes:
         verdicts: how often each verdict fell.
-        worst_change: of the older skills, the largest fall of accuracy from its best (negative is
-            worse), as a share; None where no accuracy of an older skill was measured.
+        worst_change: of the older skills, the largest fall of accuracy from its best since it was
+            learned or revised (negative is worse), as a share; None where no accuracy of an older
+            skill was measured.
         worst_rise: the largest relative rise of an older skill's loss over its lowest.
         forgotten: skills that lost more than is allowed (`POINTS_ALLOWED`, `RISE_ALLOWED`).
         seconds: time of all steps together.

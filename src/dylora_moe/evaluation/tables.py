@@ -73,12 +73,12 @@ def metrics_table(found: Summary) -> Table:
         (
             "Backward transfer",
             points(found.backward_transfer),
-            "mean change of a skill's accuracy since it was learned",
+            "mean change of a skill's accuracy since it was learned or revised",
         ),
         (
             "Forgetting",
             points(found.forgetting, signed=False),
-            "mean fall from the best accuracy a skill ever had; 0 is none",
+            "mean fall from a skill's best accuracy since then; 0 is none",
         ),
         (
             "Worst change of an older skill",

@@ -153,6 +153,9 @@ def _answer(
     tokens = list(
         itertools.takewhile(lambda token: token != stop, generation.answers[row].tolist())
     )
+    # A text that stops it ends a row without a stop token; the others of the batch go on.
+    while tokens and tokens[-1] == live.base.tokenizer.pad_token_id:
+        tokens.pop()
     routing = generation.routing
     if routing is None:
         weights = {} if expert in (None, BASE_NAME) else {str(expert): 1.0}
@@ -244,4 +247,4 @@ def prompt_features(
     for prompt in prompts:
         ids = tuple(encode_prompt(prompt, live.base.tokenizer, live.fmt))
         rows.append(Encoded(ids, (False,) * len(ids), len(ids), ""))
-    return TrunkCache(live.base, rows).features
+    return TrunkCache(live.base, rows, folder=live.scratch).features

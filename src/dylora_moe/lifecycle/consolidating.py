@@ -12,6 +12,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
+from torch import Tensor
+
 from dylora_moe.experts.maturity import after_bad_data, after_training
 from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.lifecycle.change import (
@@ -20,16 +22,18 @@ from dylora_moe.lifecycle.change import (
     weigh,
 )
 from dylora_moe.lifecycle.creating import reject
-from dylora_moe.lifecycle.live import LiveSkill
+from dylora_moe.lifecycle.live import LivePool, LiveSkill
 from dylora_moe.lifecycle.names import free_name
 from dylora_moe.lifecycle.results import LearnResult
 from dylora_moe.lifecycle.router_change import adapt_router, router_event, shape_router
-from dylora_moe.lifecycle.step import Step
-from dylora_moe.lifecycle.teaching import teach
+from dylora_moe.lifecycle.step import Step, finished
+from dylora_moe.lifecycle.teaching import evaluation_sets, target_of, teach
+from dylora_moe.lifecycle.telling import report_step
 from dylora_moe.lifecycle.updating import Change, Trained, store_change
 from dylora_moe.ports import Run
 from dylora_moe.records import (
     BASE_NAME,
+    Event,
     Example,
     SkillRecord,
     Verdict,
@@ -87,7 +91,7 @@ def _enrol(
         )
         return step.skill_id, None
     record = next(r for r in live.revision.skills if r.skill_id == skill_id)
-    _extend(step, skill_id, keys)
+    _extend(step, record, keys)
     old = live.skills[skill_id]
     kept = () if of_verdict == "revised" else old.validation
     new = observation.validation_examples
@@ -97,10 +101,11 @@ def _enrol(
     return skill_id, record
 
 
-def _extend(step: Step, skill_id: str, keys: Sequence[str]) -> None:
+def _extend(step: Step, record: SkillRecord, keys: Sequence[str]) -> None:
     """Adds the statistics of rows that are not in the skill yet."""
-    live = step.live
-    known = set(live.library[skill_id].keys)
+    live, skill_id = step.live, record.skill_id
+    # The library keeps the keys of some rows only, the files those of all.
+    known = live.keys_of(record.examples) | set(live.library[skill_id].keys)
     fresh = [index for index, key in enumerate(keys) if key not in known]
     if not fresh:
         return
@@ -117,7 +122,8 @@ def _train_on(step: Step, run: Run, change: Change) -> Trained:
     state = run.state()
     version = state.get("version") or step.stores.registry.next_version(expert_id)
     run.save({**state, "version": version, "expert_id": expert_id})
-    target = live.skills[change.skill_id].rows or observation.train
+    sets = evaluation_sets(step, live.skills[change.skill_id].rows or observation.train)
+    target = target_of(step, sets)
     before = answer_losses(live.model, target, expert=expert_id).mean
     base = answer_losses(live.model, target, expert=BASE_NAME).mean
     examples = list(observation.train_examples)
@@ -130,8 +136,18 @@ def _train_on(step: Step, run: Run, change: Change) -> Trained:
     # New answers have to be learned as from the start; more of the same ones only refine.
     recipe = step.recipe
     phases = recipe.new_expert if change.of_verdict == "revised" else recipe.more_data
-    outcome = teach(step, run, expert_id, phases, train, target)
-    return Trained(run, outcome, before, base)
+    gate = _gate(live)
+    outcome = teach(step, run, expert_id, phases, train, sets)
+    return Trained(run, outcome, before, base, gate)
+
+
+def _gate(live: LivePool) -> dict[str, Tensor]:
+    """What a training learns of the gate: its correction and its temperature, copied."""
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in live.router.state_dict().items()
+        if name.startswith("correction.") or name == "log_temperature"
+    }
 
 
 def _rehearsed(step: Step, change: Change, count: int) -> list[Example]:
@@ -144,6 +160,7 @@ def _rehearsed(step: Step, change: Change, count: int) -> list[Example]:
         if record.expert_id == change.expert_id
         and not (change.of_verdict == "revised" and record.skill_id == change.skill_id)
         for example in live.read(record.examples)
+        if example.key not in step.recipe.apart
     ]
     return random.Random(step.recipe.seed).sample(stored, min(count, len(stored)))
 
@@ -154,7 +171,10 @@ def _promote(step: Step, change: Change) -> LearnResult:
     better = trained is not None and trained.is_better(recipe.better)
     change = replace(change, better=better, maturity=_maturity(step, change, better))
     if trained is not None and not better:
+        if change.of_verdict == "revised":
+            return _unlearned(step, change, trained)
         live.restore_expert(expert_id)
+        live.router.load_state_dict(dict(trained.gate), strict=False)
     live.router.set_maturity({expert_id: change.maturity})
     began = time.perf_counter()
     step.watch.stage("router", f"{len(live.router.rows)} skills")
@@ -169,10 +189,27 @@ def _promote(step: Step, change: Change) -> LearnResult:
         excused=[change.skill_id] if change.of_verdict == "revised" else [],
     )
     gated = gate_event(step.card, scored, decision, recipe.tolerance, run_id)
+    if run is not None:
+        report_step(step, run, routed, gated, scored.card)
     if not decision.promoted:
         return reject(step, expert_id, decision, gated, run)
     told = [routed, strategy_event(step.card, scored.card, run_id), gated]
     return store_change(step, change, scored.card, told)
+
+
+def _unlearned(step: Step, change: Change, trained: Trained) -> LearnResult:
+    """Takes everything back: new answers that the expert did not learn replace no old ones."""
+    name = step.live.skills[change.skill_id].name
+    reason = (
+        f"{change.current.alias} did not learn the new answers of {name} (loss "
+        f"{trained.before:.3f} before, {trained.outcome.best_loss:.3f} after), so the old ones "
+        "stay; train longer or at a higher learning rate, or learn the rows --as-new"
+    )
+    numbers = {"arrival": step.observation.name}
+    step.stores.registry.record(Event("rejected", numbers, reason, trained.run.id))
+    step.live.become(step.stores.registry.current(), dirty=[change.expert_id])
+    trained.run.finish()
+    return finished(step, "rejected", None, reason, trained.run)
 
 
 def _maturity(step: Step, change: Change, better: bool) -> float:

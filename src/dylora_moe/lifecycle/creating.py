@@ -25,7 +25,8 @@ from dylora_moe.lifecycle.results import LearnResult
 from dylora_moe.lifecycle.router_change import adapt_router, router_event, shape_router
 from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.lifecycle.step import Step, finished
-from dylora_moe.lifecycle.teaching import neighbours, teach
+from dylora_moe.lifecycle.teaching import evaluation_sets, neighbours, target_of, teach
+from dylora_moe.lifecycle.telling import report_step
 from dylora_moe.ports import Run
 from dylora_moe.records import BASE_NAME, Event, ExpertVersion
 from dylora_moe.skills.growth import PoolSize, refusals, require_room
@@ -80,6 +81,7 @@ def create(step: Step) -> LearnResult:
     step.watch.stage("gate", f"{len(live.skills)} skills")
     scored, decision = weigh(live, step.card, step.recipe, changed=[expert_id])
     gated = gate_event(step.card, scored, decision, step.recipe.tolerance, run.id)
+    report_step(step, run, routed, gated, scored.card)
     if not decision.promoted:
         return reject(step, expert_id, decision, gated, run)
     step.watch.stage("promotion", alias)
@@ -101,7 +103,8 @@ class _New:
 
 def _train(step: Step, run: Run, expert_id: str, alias: str) -> _New:
     live, observation = step.live, step.observation
-    target = observation.validation or observation.train
+    sets = evaluation_sets(step, observation.validation or observation.train)
+    scores = [similarity for _, similarity in step.judgement.verdict.nearest]
     if observation.validation is None:
         step.warn(
             f"{observation.name}: no validation rows, so training stops by its own rows; "
@@ -114,11 +117,10 @@ def _train(step: Step, run: Run, expert_id: str, alias: str) -> _New:
         expert_id,
         step.recipe.new_expert,
         observation.train,
-        target,
-        on_creation={
-            "similarity_scores_on_creation": [s for _, s in step.judgement.verdict.nearest]
-        },
+        sets,
+        on_creation={"similarity_scores_on_creation": scores} if scores else None,
     )
+    target = target_of(step, sets)
     base_loss = answer_losses(live.model, target, expert=BASE_NAME).mean
     rivals = [
         answer_losses(live.model, target, expert=rival).mean
@@ -170,6 +172,7 @@ def _commit(step: Step, new: _New, card: Scorecard, events: Sequence[Event | Non
             "skill": new.alias,
             "arrival": observation.name,
             "seconds": time.perf_counter() - step.start,
+            "waited": dict(step.waited),
         },
         events=[trained_event(new.alias, version.version, new.outcome, new.run.id), *events],
         run=new.run,

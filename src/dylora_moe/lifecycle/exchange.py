@@ -7,6 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxtyping import Float
+from torch import Tensor
+
 from dylora_moe.errors import DataError, PoolError
 from dylora_moe.lifecycle.answering import prompt_features
 from dylora_moe.lifecycle.change import (
@@ -22,12 +25,12 @@ from dylora_moe.lifecycle.change import (
 )
 from dylora_moe.lifecycle.live import LivePool, LiveSkill
 from dylora_moe.lifecycle.names import checked_name
+from dylora_moe.lifecycle.observation import sides
 from dylora_moe.lifecycle.recipe import Recipe
 from dylora_moe.lifecycle.router_change import adapt_router, router_event
 from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.ports import ArtifactStore
-from dylora_moe.records import Event, Example, ExpertVersion, pair
-from dylora_moe.text.split import split
+from dylora_moe.records import Arrival, Event, Example, ExpertVersion, pair
 
 _FEWEST = 8
 """Prompts that a row of the router can be fitted on."""
@@ -62,14 +65,13 @@ def import_expert(
             f"{folder}: {len(distinct)} different prompts to route by; give at least {_FEWEST}"
         )
     alias = checked_name(live.revision, name)
-    train, validation = split(examples, recipe.validation_fraction) if examples else ([], [])
-    held_out = {example.prompt for example in validation}
-    distinct = [prompt for prompt in distinct if prompt not in held_out] or distinct
+    train, validation = _sides(live, recipe, folder, alias, examples)
     before = load_card(live, stores.artifacts)
     with all_or_nothing(live, stores):
         expert_id = stores.registry.next_expert_id()
         live.experts.load(expert_id, folder)
-        skill_id = _enrol(live, expert_id, alias, distinct, validation)
+        seen = _seen(live, distinct, train)
+        skill_id = _enrol(live, expert_id, alias, seen, validation)
         recipe = keeping(recipe, before)
         began = time.perf_counter()
         routed = router_event(live, adapt_router(live, recipe), time.perf_counter() - began, None)
@@ -80,22 +82,47 @@ def import_expert(
             stores.registry.record(Event("error", numbers, decision.reason))
             raise PoolError(f"{alias} was not let in: {decision.reason}; the pool is as it was")
         told = [routed, gated]
-        _store(live, stores, skill_id, folder, len(distinct), train, scored.card, told)
+        _store(live, stores, skill_id, folder, len(seen[1]), train, scored.card, told)
     return live.version(alias)
+
+
+def _sides(
+    live: LivePool, recipe: Recipe, folder: Path, alias: str, examples: Sequence[Example]
+) -> tuple[list[Example], list[Example]]:
+    """Rows to store as trained on and rows to validate by; none where only prompts came: a text
+    without a prompt is one."""
+    if not examples or not all(example.prompt for example in examples):
+        return [], []
+    train, validation = sides(live, Arrival(alias, tuple(examples)), recipe.validation_fraction)
+    if not train:
+        raise DataError(
+            f"{folder}: skills of the pool are validated by all {len(examples)} rows; give others"
+        )
+    return train, validation
+
+
+def _seen(
+    live: LivePool, prompts: Sequence[str], train: Sequence[Example]
+) -> tuple[Float[Tensor, "n d_features"], list[str]]:
+    """Features of what the expert's inputs look like, with a key each: of whole rows where they
+    came, since a conversation looks unlike its last question."""
+    if train:
+        return live.encode(train).features, [example.key for example in train]
+    return prompt_features(live, prompts), [pair(prompt, "-").key for prompt in prompts]
 
 
 def _enrol(
     live: LivePool,
     expert_id: str,
     alias: str,
-    prompts: Sequence[str],
+    seen: tuple[Float[Tensor, "n d_features"], list[str]],
     validation: Sequence[Example],
 ) -> str:
-    """Puts the prompts' statistics into library and router; the id of the new skill."""
+    """Puts the rows' statistics into library and router; the id of the new skill."""
     skill_id = f"skill_{expert_id.removeprefix('expert_')}_import"
     live.versions[expert_id] = 1
-    keys = [pair(prompt, "-").key for prompt in prompts]
-    skill = live.library.add_skill(skill_id, prompt_features(live, prompts), expert_id, keys)
+    features, keys = seen
+    skill = live.library.add_skill(skill_id, features, expert_id, keys)
     live.router.add_expert(skill_id, expert_id, skill.statistics)
     live.router.set_maturity({expert_id: 1.0})
     rows = live.encode(validation) if validation else None

@@ -5,8 +5,8 @@ Knows the recipe's limit and the waiting room; gives no verdict.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from dylora_moe.errors import DataError
 from dylora_moe.lifecycle.live import LivePool
@@ -16,6 +16,8 @@ from dylora_moe.skills.separability import separability
 
 _ALIKE = 0.8
 """Separability below which rows that wait are of an arrival's kind: the novelty test's default."""
+_FEW = 6
+"""Rows below which separability tells no kinds apart, and the name alone says what belongs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,15 +27,18 @@ class Gathered:
     Attributes:
         left_out: rows that are longer than the limit.
         limit: tokens that a row may have; None for no limit.
-        joined: names of the batches that waited and are part of it now.
-        waited: how many rows these are.
+        joined: the batches that waited and are part of it now, with their rows.
     """
 
     arrival: Arrival
     left_out: tuple[Example, ...] = ()
     limit: int | None = None
-    joined: tuple[str, ...] = ()
-    waited: int = 0
+    joined: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def waited(self) -> int:
+        """How many rows had waited."""
+        return sum(self.joined.values())
 
     @property
     def told(self) -> Event | None:
@@ -82,6 +87,8 @@ def joined(
 ) -> Gathered:
     """The arrival with the waiting rows that are of its kind.
 
+    Where both have the same prompt with different answers, the arrival's is the newer word.
+
     Raises:
         DataError: a row is longer than the limit, and the recipe leaves none out.
     """
@@ -89,7 +96,12 @@ def joined(
     if not waiting or not arrival.examples:
         return gathered
     ours = live.encode(arrival.examples, max_length=recipe.max_length).features
-    names, chosen, left = [], [], list(gathered.left_out)
+    own = (*arrival.examples, *(arrival.validation or ()))
+    known = {example.key for example in own}
+    # A plain text has no prompt that it could share with another.
+    asked = {example.turns[:-1] for example in own} - {()}
+    batches: dict[str, int] = {}
+    chosen, left = [], list(gathered.left_out)
     for name, stored in waiting:
         rows, longer = (
             live.within(stored, gathered.limit) if recipe.drop_long else (list(stored), [])
@@ -97,18 +109,16 @@ def joined(
         if not rows:
             continue
         theirs = live.encode(rows, max_length=recipe.max_length).features
-        if name == arrival.name or (
-            min(len(ours), len(theirs)) >= 2 and separability(ours, theirs).value < _ALIKE
-        ):
-            names.append(name)
-            chosen += rows
+        few = min(len(ours), len(theirs)) < _FEW
+        if name == arrival.name if few else separability(ours, theirs).value < _ALIKE:
+            fit = [row for row in rows if row.key in known or row.turns[:-1] not in asked]
+            batches[name] = len(fit)
+            chosen += fit
             left += longer
-    known = {example.key for example in (*arrival.examples, *(arrival.validation or ()))}
     extra = {row.key: row for row in chosen if row.key not in known}
     return replace(
         gathered,
         arrival=replace(arrival, examples=(*arrival.examples, *extra.values())),
         left_out=tuple({row.key: row for row in left}.values()),
-        joined=tuple(names),
-        waited=len(chosen),
+        joined=batches,
     )

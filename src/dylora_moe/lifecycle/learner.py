@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 
 from dylora_moe.errors import DyLoRAError, LearningInterruptedError
@@ -25,7 +25,8 @@ from dylora_moe.lifecycle.names import find_skill
 from dylora_moe.lifecycle.observation import Observation, observe, stored_sides
 from dylora_moe.lifecycle.recipe import Order, Recipe
 from dylora_moe.lifecycle.results import Cost, LearnResult, Plan
-from dylora_moe.lifecycle.step import Step, finished
+from dylora_moe.lifecycle.step import Step, finished, warn_of_name
+from dylora_moe.lifecycle.telling import RunReporters
 from dylora_moe.lifecycle.watch import Watch
 from dylora_moe.ports import Reporter, Run
 from dylora_moe.records import Arrival, Event, SkillRecord, Verdict
@@ -85,11 +86,13 @@ class Learner:
         if order.into is not None:
             find_skill(self.live.revision, order.into)
         self._tidy()
-        with self._taken_back(arrival.name):
+        with self._taken_back(arrival.name), closing(RunReporters(self._reporter)) as reporters:
             gathered = self._fitting(arrival)
             if not (order.into or order.as_new) and (
                 told := self._already_known(gathered.arrival, start)
             ):
+                called = (str(told.expert), str(told.skill))
+                warn_of_name(self.watch, order, told.action, called)
                 return told
             gathered = self._joined(gathered)
             observation, judgement = self._look(gathered.arrival)
@@ -101,16 +104,17 @@ class Learner:
                 recipe=self.recipe,
                 order=order,
                 watch=self.watch,
-                reporter=self._reporter,
+                reporter=reporters,
                 observation=observation,
                 judgement=judgement,
                 card=load_card(self.live, self.stores.artifacts),
                 key=self._key(gathered.arrival, order),
                 start=start,
+                waited=gathered.joined,
             )
             result = self._act(step, gathered.arrival)
             if result.action not in ("waiting", "rejected"):
-                self.stores.examples.admit(gathered.joined)
+                self.stores.examples.admit(list(gathered.joined))
         self.watch.result(result)
         return result
 
@@ -135,6 +139,7 @@ class Learner:
             arrival,
             fraction=self.recipe.validation_fraction,
             max_length=self.recipe.max_length,
+            apart=self.recipe.apart,
             progress=lambda done, total: self.watch.progress(done, total, {}),
         )
         self.watch.stage("verdict", arrival.name)
@@ -243,18 +248,32 @@ class Learner:
 
     @contextmanager
     def _taken_back(self, name: str) -> Iterator[None]:
-        """Whatever is raised within, the pool answers as before; and it is told as it should be."""
+        """Whatever is raised within, the pool answers as before, or as promoted where that was
+        done; and it is told as it should be."""
+        start = self.stores.registry.current().number
         try:
             with all_or_nothing(self.live, self.stores):
                 yield
         except KeyboardInterrupt:
             raise LearningInterruptedError(
-                f"interrupted while learning {name}: the pool is as it was and unfinished work is "
-                "kept; the same command goes on with it"
+                self._promoted_since(start, name)
+                or f"interrupted while learning {name}: the pool is as it was and unfinished work "
+                "is kept; the same command goes on with it"
             ) from None
         except Exception as error:
-            self._record_error(name, error)
+            promoted = self._promoted_since(start, name)
+            if promoted:
+                self.watch.warning(promoted)
+            else:
+                self._record_error(name, error)
             raise
+
+    def _promoted_since(self, start: int, name: str) -> str:
+        """What to say of a learning that broke off after its revision was committed; else empty."""
+        now = self.stores.registry.current().number
+        if now <= start:
+            return ""
+        return f"{name} was learned (revision {now}) and interrupted while it was loaded"
 
     def _record_error(self, name: str, error: Exception) -> None:
         event = Event("error", {"arrival": name, "type": type(error).__name__}, str(error))

@@ -85,9 +85,13 @@ class LivePool:
     def router(self) -> DynamicHybridRouter:
         return self.model.router
 
-    def fresh_router(self, gate: GateKind = "linear", top_k: int = 2) -> DynamicHybridRouter:
+    def fresh_router(
+        self, gate: GateKind = "linear", top_k: int = 2, none_share: float = 0.005
+    ) -> DynamicHybridRouter:
         """A router in closed form over the library's skills, with nothing learned yet."""
-        router = DynamicHybridRouter(self.base.anatomy.d_features, gate=gate, top_k=top_k)
+        router = DynamicHybridRouter(
+            self.base.anatomy.d_features, gate=gate, top_k=top_k, none_share=none_share
+        )
         router.set_none(self.own_statistics)
         for skill in self.library.skills:
             router.add_expert(skill.skill_id, skill.expert_id, skill.statistics)

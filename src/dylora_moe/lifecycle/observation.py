@@ -66,6 +66,7 @@ def observe(
     *,
     fraction: float,
     max_length: int | None = None,
+    apart: frozenset[str] = frozenset(),
     progress: Callable[[int, int], None] | None = None,
 ) -> Observation:
     """Splits and encodes an arrival and takes its trunk states.
@@ -73,12 +74,13 @@ def observe(
     Args:
         fraction: share of the new rows that validate, where the arrival names no validation rows.
         max_length: tokens; the model's context where None.
+        apart: keys of further rows that never train.
         progress: called with (rows done, rows in all).
 
     Raises:
         DataError: no rows to train on, or a row longer than the limit.
     """
-    train, validation = sides(live, arrival, fraction)
+    train, validation = sides(live, arrival, fraction, apart)
     if not train:
         raise DataError(
             f"{arrival.name}: no rows to train on, all {len(validation)} validate; bring more rows "
@@ -111,14 +113,18 @@ def observe(
     )
 
 
-def sides(live: LivePool, arrival: Arrival, fraction: float) -> tuple[list[Example], list[Example]]:
+def sides(
+    live: LivePool, arrival: Arrival, fraction: float, apart: frozenset[str] = frozenset()
+) -> tuple[list[Example], list[Example]]:
     """The rows to train on and those to validate on.
 
     A row the pool has stays on the side it is stored on, whatever this arrival says of it: else
     rows that were held out from a file of their own would be trained on when they return, and rows
-    that were trained on would flatter the score.
+    that were trained on would flatter the score. Rows of `apart` never train: they validate, unless
+    they were trained on before.
     """
     held_out, trained = stored_sides(live)
+    held_out |= apart - trained
     given = arrival.validation
     if given is None:
         train, validation = split(arrival.examples, fraction)
@@ -132,7 +138,7 @@ def sides(live: LivePool, arrival: Arrival, fraction: float) -> tuple[list[Examp
     validation = [example for example in validation if example.key not in trained]
     if given is None:
         train += forth
-    return train, validation + back
+    return [example for example in train if example.key not in apart], validation + back
 
 
 def stored_sides(live: LivePool) -> tuple[frozenset[str], frozenset[str]]:

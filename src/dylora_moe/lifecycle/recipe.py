@@ -5,13 +5,14 @@ Made at the door from the person's settings; knows nothing of where they were wr
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from dylora_moe.errors import ConfigError
 from dylora_moe.experts.sites import Targets
 from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.records import Example
 from dylora_moe.routing.correction import GateKind
 from dylora_moe.skills.growth import GrowthLimits
 from dylora_moe.skills.novelty import NoveltyDetector
@@ -41,11 +42,14 @@ class Recipe:
         last_layer: whether the test looks at last-layer states instead of the tap's features.
         new_expert: phases of a new expert, and of one whose answers are revised.
         more_data: phases of an expert that gets more data of the same answers.
-        gate, top_k: of the router.
-        none_share: share of the skills' own rows that the router may send to no expert.
+        gate, top_k: of the router; what the pool has where None.
+        none_share: share of the skills' own rows that the router may send to no expert; what the
+            pool has where None.
         tolerance: relative rise of an older skill's loss that the gate lets through.
         better: relative fall of its validation loss that makes a new version worth it.
         generate: validation rows a skill whose answers are generated and checked.
+        evaluation: further sets of rows that every training is measured on, by name.
+        target: the one that stops a training and says what is best; the skill's own rows if None.
         fingerprint: of all settings; a run is only resumed under the same ones.
     """
 
@@ -59,15 +63,22 @@ class Recipe:
     shape: ExpertShape
     new_expert: tuple[Phase, ...]
     more_data: tuple[Phase, ...]
-    gate: GateKind
-    top_k: int
-    none_share: float
+    gate: GateKind | None
+    top_k: int | None
+    none_share: float | None
     losses: RouterLossWeights
     tolerance: float
     generate: int
     gradient_checkpointing: bool
     fingerprint: str
     better: float = 0.005
+    evaluation: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
+    target: str | None = None
+
+    @property
+    def apart(self) -> frozenset[str]:
+        """Keys of the rows of the named sets, which never train."""
+        return frozenset(row.key for rows in self.evaluation.values() for row in rows)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,13 +18,16 @@ from dylora_moe.routing.routing import Routing
 
 
 def shape_router(live: LivePool, recipe: Recipe) -> None:
-    """Gives the router the recipe's kind of gate, before anything is learned by it; another kind
-    starts its correction anew."""
-    if live.router.gate != recipe.gate:
-        maturity = live.router.maturity
-        live.model.router = live.fresh_router(recipe.gate, recipe.top_k)
-        live.router.set_maturity(maturity)
-    live.router.rule = replace(live.router.rule, top_k=recipe.top_k)
+    """Gives the router what the recipe says of it, before anything is learned by it, and leaves
+    the rest as the pool has it; another kind of gate starts its correction anew."""
+    old = live.router
+    if recipe.gate is not None and old.gate != recipe.gate:
+        live.model.router = live.fresh_router(recipe.gate, old.rule.top_k, old.none_share)
+        live.router.set_maturity(old.maturity)
+    if recipe.top_k is not None:
+        live.router.rule = replace(live.router.rule, top_k=recipe.top_k)
+    if recipe.none_share is not None:
+        live.router.none_share = recipe.none_share
 
 
 def adapt_router(live: LivePool, recipe: Recipe) -> FitReport:
@@ -38,7 +41,6 @@ def adapt_router(live: LivePool, recipe: Recipe) -> FitReport:
         balance=recipe.losses.balance,
         z=recipe.losses.z,
         entropy=recipe.losses.entropy,
-        none_share=recipe.none_share,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dylora_moe.lifecycle.change import Stores, load_card
@@ -26,6 +26,7 @@ class Step:
         card: scores of the revision the step starts from.
         key: hash of the rows, the settings and that revision: what a run is resumed by.
         start: `time.perf_counter()` when the arrival came.
+        waited: batches that had waited and are part of it, with their rows.
     """
 
     live: LivePool
@@ -39,6 +40,7 @@ class Step:
     card: Scorecard
     key: str
     start: float
+    waited: Mapping[str, int]
 
     @property
     def skill_id(self) -> str:
@@ -79,6 +81,20 @@ class Step:
         return self.stores.runs.create({"arrival": self.observation.name, "key": self.key})
 
 
+def warn_of_name(watch: Watch, order: Order, action: Action, called: Sequence[str]) -> None:
+    """Says so where a person named a new expert and there is none.
+
+    Args:
+        called: what the rows went to; under the very name that was given, nothing is amiss.
+    """
+    if order.name is not None and order.name not in called:
+        what = f"the rows went to {called[0]}" if called else "the rows wait"
+        watch.warning(
+            f"the name '{order.name}' has no effect: there is no new expert, {what} ({action}); "
+            "to have one whatever the verdict, learn them --as-new"
+        )
+
+
 def finished(
     step: Step,
     action: Action,
@@ -90,6 +106,9 @@ def finished(
     live = step.live
     card = load_card(live, step.stores.artifacts)
     skill = live.skills.get(skill_id) if skill_id is not None else None
+    if action not in ("created", "covered", "rejected"):
+        called = (live.alias(skill.expert_id), skill.name) if skill is not None else ()
+        warn_of_name(step.watch, step.order, action, called)
     return LearnResult(
         arrival=step.observation.name,
         verdict=step.judgement.verdict,

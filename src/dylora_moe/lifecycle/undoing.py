@@ -23,12 +23,14 @@ from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.names import checked_name, find_expert
 from dylora_moe.lifecycle.recipe import Recipe
 from dylora_moe.lifecycle.router_change import adapt_router, router_event
-from dylora_moe.records import Event, ExpertVersion, PoolRevision
+from dylora_moe.records import Event, ExpertVersion, PoolRevision, SkillRecord
 from dylora_moe.skills.library import Skill
 
 
 def step_back(stores: Stores) -> PoolRevision:
     """Points the pool at the revision before the current one.
+
+    Rows that had waited and were learned in that step do not wait again; the event names them.
 
     Raises:
         PoolError: there is nothing to undo.
@@ -36,16 +38,25 @@ def step_back(stores: Stores) -> PoolRevision:
     current = stores.registry.current()
     if current.parent is None:
         raise PoolError("the pool has no step to take back: it is as it was made")
-    numbers = {"action": "rolled back", "revision": current.parent, "from": current.number}
+    waited = _waited(stores, current.number)
+    numbers = {
+        "action": "rolled back",
+        "revision": current.parent,
+        "from": current.number,
+        "waited": waited,
+    }
     note = f"rolled back from revision {current.number} to {current.parent}"
+    if waited:
+        lost = ", ".join(f"{name} ({rows} rows)" for name, rows in waited.items())
+        note += f"; what had waited for that step must be brought again: {lost}"
     return stores.registry.move_to(current.parent, Event("promoted", numbers, note))
 
 
 def roll_back_expert(live: LivePool, stores: Stores, recipe: Recipe, name: str) -> PoolRevision:
     """Puts the version that an expert's current one was trained from back into service.
 
-    Its skills keep their statistics, which describe inputs and not answers. The current version
-    need not be live, nor even readable.
+    Its skills get back the rows of that time, which the version answers, and keep their statistics,
+    which describe inputs and not answers. The current version need not be live, nor even readable.
 
     Raises:
         PoolError: no such expert, or it has no earlier version.
@@ -54,7 +65,8 @@ def roll_back_expert(live: LivePool, stores: Stores, recipe: Recipe, name: str) 
     current = find_expert(now, name)
     target = replace(_before(stores, current), alias=current.alias)
     with all_or_nothing(live, stores):
-        live.become(replace(now, experts=replaced(now.experts, target)))
+        skills = _rows_of_then(stores, now, target)
+        live.become(replace(now, experts=replaced(now.experts, target), skills=skills))
         before = load_card(live, stores.artifacts)
         scored, _ = weigh(live, before, keeping(recipe, before))
         return commit(
@@ -98,8 +110,7 @@ def remove_expert(live: LivePool, stores: Stores, recipe: Recipe, name: str) -> 
             live.router.remove(skill_id, found)
         before = load_card(live, stores.artifacts)
         kept = keeping(recipe, before)
-        began = time.perf_counter()
-        routed = router_event(live, adapt_router(live, kept), time.perf_counter() - began, None)
+        routed = _refit(live, kept)
         scored, _ = weigh(live, before, kept)
         return commit(
             live,
@@ -138,6 +149,47 @@ def rename_expert(stores: Stores, old: str, new: str) -> PoolRevision:
         "version": version.version,
     }
     return stores.registry.commit(revision, [Event("promoted", numbers, revision.note)])
+
+
+def _waited(stores: Stores, number: int) -> dict[str, int]:
+    """The batches that had waited until the step to this revision learned them, with their rows."""
+    for event in reversed(stores.registry.events("promoted")):
+        if event.numbers["revision"] == number and "from" not in event.numbers:
+            return dict(event.numbers.get("waited", {}))
+    return {}
+
+
+def _refit(live: LivePool, recipe: Recipe) -> Event | None:
+    """Fits the router on the skills that are left; none left, it is as the pool was made with."""
+    if not live.router.rows:
+        old = live.router
+        live.model.router = live.fresh_router(old.gate, old.rule.top_k, old.none_share)
+        return None
+    began = time.perf_counter()
+    return router_event(live, adapt_router(live, recipe), time.perf_counter() - began, None)
+
+
+def _rows_of_then(
+    stores: Stores, now: PoolRevision, target: ExpertVersion
+) -> tuple[SkillRecord, ...]:
+    """The skills as they are, those of the target's expert with the rows that they had when the
+    target was last in service; skills that came after it keep theirs."""
+    then = now
+    while all(version.ref != target.ref for version in then.experts):
+        assert then.parent is not None, "a version is trained from one that was in service"
+        then = stores.registry.revision(then.parent)
+    old = {r.skill_id: r for r in then.skills if r.expert_id == target.expert_id}
+    return tuple(
+        replace(
+            record,
+            version=record.version + 1,
+            examples=old[record.skill_id].examples,
+            validation=old[record.skill_id].validation,
+        )
+        if record.skill_id in old
+        else record
+        for record in now.skills
+    )
 
 
 def _before(stores: Stores, current: ExpertVersion) -> ExpertVersion:

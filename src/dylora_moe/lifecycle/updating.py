@@ -6,8 +6,10 @@ Knows how it becomes files and a revision; the decision was made before.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from dylora_moe.lifecycle.card import model_card
 from dylora_moe.lifecycle.change import (
@@ -28,12 +30,17 @@ from dylora_moe.training.outcome import TrainingOutcome
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A new version in the making: what its training came to, and the losses around it."""
+    """A new version in the making: what its training came to, and the losses around it.
+
+    Attributes:
+        gate: the router's learned tensors before the training, to be put back if it is not kept.
+    """
 
     run: Run
     outcome: TrainingOutcome
     before: float
     base: float
+    gate: Mapping[str, Tensor]
 
     def is_better(self, by: float) -> bool:
         return self.outcome.best_loss < self.before * (1.0 - by)
@@ -109,6 +116,7 @@ def store_change(
             "skill": skill.name,
             "arrival": observation.name,
             "seconds": time.perf_counter() - step.start,
+            "waited": dict(step.waited),
             "loss_before": trained.before if trained is not None else None,
             "loss_trained": trained.outcome.best_loss if trained is not None else None,
         },

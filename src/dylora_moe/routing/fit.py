@@ -1,8 +1,8 @@
 """Rehearsal: the gate's correction and temperature trained on stored features.
 
 Knows the router and feature vectors; knows neither the model nor the experts' losses. The
-correction is kept only where it helps rows that neither it nor the closed form has seen; being
-chosen on those few rows, it can still be a little worse than the closed form on others.
+correction is kept only where it provably helps rows that this fit's training and the closed form
+have not seen; being chosen on those few rows, it can still be a little worse on others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FitReport:
 
     Attributes:
         steps: optimizer steps taken.
-        best_step: the step whose correction was kept; 0 if none was better than the start.
+        best_step: the step whose correction was kept; 0 where it is the start's, or zero.
         loss_before: cross entropy of the held-out rows at the start, at its best temperature.
         loss_after: the same for what was kept; optimistic, since these rows chose it.
         accuracy_before: share of the held-out rows whose likeliest row was theirs.
@@ -66,13 +66,14 @@ def fit_correction(
     holdout: float = 0.2,
     evaluate_every: int = 5,
     patience: int = 6,
-    none_share: float = 0.005,
 ) -> FitReport:
     """Trains correction and temperature by cross entropy, then calibrates both numbers.
 
     Full-batch AdamW. Each row's closed-form logits come from a gate fitted without it. Every
     `evaluate_every` steps the held-out rows are scored; after `patience` evaluations without a
-    better one it stops, and the best correction is kept.
+    better one it stops. Kept is the correction found, or else the one at the start, whichever is
+    provably better than none at all on those rows; where neither is, it becomes zero and the closed
+    form stands alone.
 
     Args:
         router: changed in place: correction, temperature, threshold of *no expert*.
@@ -81,7 +82,6 @@ def fit_correction(
         steps: at most; 0 calibrates only.
         balance, z, entropy: coefficients of the auxiliary losses.
         holdout: share of each class's rows that is kept back.
-        none_share: of the skills' own rows that may go to no expert at most.
 
     Raises:
         RoutingError: the skills are not the router's.
@@ -96,8 +96,11 @@ def fit_correction(
         losses, best, best_step = _train(
             judge, before, steps, lr, weight_decay, evaluate_every, patience
         )
+    elif steps > 0:
+        # Nothing here can show that what was learned is of use.
+        _clear(router)
     accuracy_after = judge.held_out()[1] if judge.possible else math.nan
-    none = _calibrate(router, features_by_skill, none_features, judge, none_share)
+    none = _calibrate(router, features_by_skill, none_features, judge)
     return FitReport(
         steps=len(losses),
         best_step=best_step,
@@ -120,7 +123,7 @@ def _train(
     evaluate_every: int,
     patience: int,
 ) -> tuple[list[float], float, int]:
-    """Trains, leaves the best correction in place; losses, the best held-out one and its step."""
+    """Trains, leaves what is proven in place; losses, its held-out one and its step."""
     router = judge.router
     parameters = list(router.correction.parameters())
     router.log_temperature.data.fill_(math.log(judge.train_temperature()))
@@ -130,7 +133,8 @@ def _train(
     ]
     optimizer = torch.optim.AdamW(groups, lr=lr)
     kept = [p.detach().clone() for p in parameters]
-    began, rows_began, rows_best = kept, judge.row_losses(), judge.row_losses()
+    began, rows_began = kept, judge.row_losses()
+    rows_best, rows_zero = rows_began, judge.zero_row_losses()
     losses: list[float] = []
     best, best_step = start, 0
     temperature = router.log_temperature.detach().clone()
@@ -154,8 +158,13 @@ def _train(
         elif step - best_step >= patience * evaluate_every:
             break
     optimizer.zero_grad()
-    if not _proven(rows_began - rows_best):
+    start_helps = _proven(rows_zero - rows_began)
+    if not _proven(rows_zero - rows_best) or (start_helps and not _proven(rows_began - rows_best)):
         best, best_step, kept = start, 0, began
+        if not start_helps:
+            _restore(parameters, kept)
+            _clear(router)
+            return losses, float(rows_zero.mean()), 0
     _restore(parameters, kept)
     return losses, best, best_step
 
@@ -167,6 +176,13 @@ def _proven(gains: Float[Tensor, " n"]) -> bool:
     correction that is kept for nothing takes inputs away from skills it never hurt there.
     """
     return len(gains) > 1 and float(gains.mean()) > 2 * float(gains.std()) / math.sqrt(len(gains))
+
+
+@torch.no_grad()
+def _clear(router: DynamicHybridRouter) -> None:
+    """Sets the correction to zero; the hidden layer, if it has one, stays."""
+    router.correction.delta_W.zero_()
+    router.correction.delta_b.zero_()
 
 
 @torch.no_grad()
@@ -221,7 +237,15 @@ class _Judge:
     @torch.no_grad()
     def row_losses(self) -> Float[Tensor, " n_held_out"]:
         """The same cross entropy row by row."""
-        logits, labels = self.raw(self.out).cpu(), self.labels[self.out].cpu()
+        return self._losses_of(self.raw(self.out).cpu())
+
+    @torch.no_grad()
+    def zero_row_losses(self) -> Float[Tensor, " n_held_out"]:
+        """What they would be without any correction."""
+        return self._losses_of(self.router.with_none(self.closed[self.out]).cpu())
+
+    def _losses_of(self, logits: Float[Tensor, "n n_rows"]) -> Float[Tensor, " n"]:
+        labels = self.labels[self.out].cpu()
         scaled = logits.double() / best_temperature(logits, labels, steps=30)
         return torch.nn.functional.cross_entropy(scaled, labels, reduction="none")
 
@@ -254,20 +278,20 @@ def _calibrate(
     features_by_skill: Mapping[str, Tensor],
     none_features: Tensor | None,
     judge: _Judge,
-    share: float,
 ) -> NoneCalibration | None:
-    """Sets temperature and threshold from rows that what is judged has not seen."""
+    """Sets temperature and threshold, the closed form judging each row without having seen it."""
     stored = rehearse(router.table, features_by_skill, none_features)
     logits, labels = router.corrected(stored.closed, stored.features).cpu(), stored.labels
     learned = any(bool(p.any()) for p in (router.correction.delta_W, router.correction.delta_b))
     if learned and judge.possible:
-        # The correction has learned from all rows but the held-out ones.
+        # This fit trained on all rows but these. They still chose what was kept, and an earlier fit
+        # or the training of an expert may have learned from some of them.
         logits, labels = judge.raw(judge.out).cpu(), judge.labels[judge.out].cpu()
     if int(labels.unique().numel()) > 1:
         router.log_temperature.fill_(math.log(best_temperature(logits, labels)))
     if none_features is None:
         return None
     score = none_score(router.with_none(stored.closed))
-    found = calibrate(score[stored.labels > 0], score[stored.labels == 0], share)
+    found = calibrate(score[stored.labels > 0], score[stored.labels == 0], router.none_share)
     router.none_threshold = found.threshold
     return found

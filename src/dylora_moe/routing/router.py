@@ -45,16 +45,15 @@ class DynamicHybridRouter(nn.Module):
         d_features: length of a feature vector.
         top_k: experts kept for a sparse input, until annealing lowers it to 1.
         gate: the correction: `linear`, or `mlp` with one hidden layer.
-        hidden: width of that layer.
+        hidden, seed: width of that layer, and the seed of its start.
         shrinkage: of the closed form, in (0, 1].
         temperature: start of the learned temperature.
         none_bias: added to the logit of *no expert*.
-        none_threshold: log-odds of *no expert* above which an input gets none; `calibrate_none`
-            sets it.
+        none_threshold: log-odds of *no expert* above which an input gets none; a fit sets it.
         mix_temperature: flattens the mixture where the gate is unsure between mature experts.
         dense_above: probability of a young expert that makes an input dense.
         unsure_above: probability of the second-best expert that counts as unsure.
-        seed: of the hidden layer's start.
+        none_share: of the skills' own rows that a fit may send to no expert.
 
     Raises:
         ConfigError: a number out of range.
@@ -77,6 +76,7 @@ class DynamicHybridRouter(nn.Module):
         mix_temperature: float = 1.0,
         dense_above: float = 0.05,
         unsure_above: float = 0.05,
+        none_share: float = 0.005,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class DynamicHybridRouter(nn.Module):
                 "temperatures are above 0 and shrinkage is in (0, 1]"
             )
         self.d_features, self.gate, self.hidden, self.seed = d_features, gate, hidden, seed
-        self.none_bias, self.none_threshold = none_bias, none_threshold
+        self.none_bias, self.none_threshold, self.none_share = none_bias, none_threshold, none_share
         self.rule = SelectionRule(top_k, dense_above, unsure_above, mix_temperature)
         self.closed_form = ClosedFormGate(RowTable(d_features, shrinkage), d_features)
         self._maturity: dict[str, float] = {}

@@ -34,6 +34,7 @@ def to_bytes(router: DynamicHybridRouter) -> bytes:
             "shrinkage": table.shrinkage,
             "none_bias": router.none_bias,
             "none_threshold": router.none_threshold,
+            "none_share": router.none_share,
             "mix_temperature": router.rule.mix_temperature,
             "dense_above": router.rule.dense_above,
             "unsure_above": router.rule.unsure_above,

@@ -28,6 +28,7 @@ from dylora_moe.storage.durable import (
 STAGING = ".staging"
 _PART = re.compile(r"[^\x00-\x1f/\\:]{1,200}")
 _WEIGHTS = ".safetensors"
+_EXPERT = re.compile(r"experts/(?P<expert>[^/]+)/v(?P<version>[0-9]+)/")
 
 
 class FileArtifacts:
@@ -136,12 +137,12 @@ class FileArtifacts:
         except OSError as error:
             fault = "is missing" if isinstance(error, FileNotFoundError) else "cannot be read"
             raise ArtifactError(
-                f"{path} {fault} (sha256 {artifact.sha256[:12]} expected); {_REMEDY}"
+                f"{path} {fault} (sha256 {artifact.sha256[:12]} expected); {_remedy(artifact.path)}"
             ) from error
         if actual != artifact.sha256:
             raise ArtifactError(
                 f"{path} is damaged: its {status.st_size} bytes have sha256 {actual[:12]}, "
-                f"{artifact.sha256[:12]} expected; {_REMEDY}"
+                f"{artifact.sha256[:12]} expected; {_remedy(artifact.path)}"
             )
         self._verified[artifact.path] = seen
         return path
@@ -187,10 +188,18 @@ class FileArtifacts:
         )
 
 
-_REMEDY = (
-    "go back with `dylora experts rollback POOL`, or bring the expert in again with "
-    "`dylora experts import POOL FOLDER`"
-)
+def _remedy(path: str) -> str:
+    """What helps where a file is damaged: an expert's go with its version, others may belong to
+    every revision."""
+    found = _EXPERT.match(path)
+    if found is None:
+        return (
+            "restore it from a copy of the pool, or, if it came with the last step, take that back "
+            "with `dylora experts rollback POOL`"
+        )
+    expert, version = found["expert"], int(found["version"])
+    without = f"`dylora experts remove POOL {expert}`, then learn or import it again"
+    return f"`dylora experts rollback POOL {expert}`, or {without}" if version > 1 else without
 
 
 def file_sha256(path: Path) -> str:

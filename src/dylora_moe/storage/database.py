@@ -5,6 +5,7 @@ The one place with SQL that only SQLite knows. Knows no tables. Turns the driver
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ from dylora_moe.errors import ArtifactError, MissingExtraError, PoolError, Stora
 
 BUSY_SECONDS = 30.0
 """How long a writer waits for another one before it gives up."""
+
+_LEAST_BYTES = 64 * 1024
+"""Free space below which a transaction finds no room: a few pages and the list of them."""
 
 AS_IT_IS_WRITTEN = "write it as postgresql+psycopg://user@host/database"
 
@@ -142,7 +146,8 @@ def _explained(error: DatabaseError, name: str) -> PoolError | None:
         return None
     # The low byte is the primary code; the rest tells variants of it apart.
     code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
-    if code == sqlite3.SQLITE_FULL:
+    # On some file systems a write that finds no room fails as an I/O error.
+    if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _has_no_room(name)):
         return StorageFullError(f"the disk is full: {name} was not changed; free some space")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return PoolError(
@@ -158,6 +163,13 @@ def _explained(error: DatabaseError, name: str) -> PoolError | None:
             "check that it exists and that you may write to its folder"
         )
     return None
+
+
+def _has_no_room(file: str) -> bool:
+    try:
+        return shutil.disk_usage(Path(file).parent).free < _LEAST_BYTES
+    except OSError:
+        return False
 
 
 def _first_line(error: DatabaseError) -> str:

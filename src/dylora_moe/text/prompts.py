@@ -56,6 +56,10 @@ def _prompt(line: str, origin: str) -> str:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{origin}: corrupt JSON ({error.msg}); mend or remove the row") from None
+    except RecursionError:
+        raise DataError(
+            f"{origin}: the JSON is nested too deeply; mend or remove the row"
+        ) from None
     text = row if isinstance(row, str) else _of_row(row, origin)
     if not text.strip():
         raise DataError(f"{origin}: the prompt is empty; fill it or remove the row")

@@ -119,6 +119,8 @@ def _json_lines(path: Path, lines: Iterable[bytes]) -> Numbered:
             yield number, _object(json.loads(line), path, number)
         except json.JSONDecodeError as error:
             raise _corrupt(path, number, error) from None
+        except RecursionError:
+            raise _too_deep(path, number) from None
 
 
 def _json(path: Path) -> Numbered:
@@ -148,6 +150,8 @@ def _json_list(body: str, position: int, path: Path) -> Numbered:
             value, position = decoder.raw_decode(body, position)
         except json.JSONDecodeError as error:
             raise _corrupt(path, error.lineno, error) from None
+        except RecursionError:
+            raise _too_deep(path, line) from None
         first = False
         yield line, _object(value, path, line)
 
@@ -227,6 +231,10 @@ def _corrupt(path: Path, line: int, error: json.JSONDecodeError) -> DataError:
     return DataError(
         f"{path}:{line}: corrupt JSON ({error.msg} at column {error.colno}); mend or remove the row"
     )
+
+
+def _too_deep(path: Path, line: int) -> DataError:
+    return DataError(f"{path}:{line}: the JSON is nested too deeply; mend or remove the row")
 
 
 def _skip_space(body: str, position: int) -> int:

@@ -96,6 +96,10 @@ class UpdateGradient:
         }
         if phase.train_gate:
             self.groups["router"] = list(self._learnables.gate.values())
+        # Once: the closed form does not move while the correction learns.
+        self._rehearsal = None
+        if phase.train_gate and task.rehearsal is not None:
+            self._rehearsal = task.rehearsal.prepared(model.router)
 
     def make(self, passes: Sequence[Pass], step: int) -> dict[str, Tensor]:
         """Makes and clips the gradient; the numbers of the update under their logged names.
@@ -229,12 +233,11 @@ class UpdateGradient:
         return numbers
 
     def _router_losses(self, passes: Sequence[Pass], step: int) -> RouterLosses:
-        device, rehearsed = self._model.device, None
-        if self._task.rehearsal is not None:
+        rehearsed = None
+        if self._rehearsal is not None:
             # By step, not by a running generator: a resumed run draws the same.
-            seed = self._seed * 1_000_003 + step
-            features, labels = self._task.rehearsal.sample(self._model.router, seed)
-            rehearsed = features.to(device), labels.to(device)
+            sample = self._rehearsal.sample(self._seed * 1_000_003 + step)
+            rehearsed = sample.to(self._model.device)
         return router_losses(
             self._model.router, self._features(passes), rehearsed, self._task.losses
         )

@@ -38,6 +38,11 @@ class Learnables:
         return dict(self._model.experts.parameters_of(self.expert_id))
 
     @property
+    def is_fresh(self) -> bool:
+        """Whether every B of the expert is zero, so that it changes nothing."""
+        return not any(bool(p.any()) for name, p in self.expert.items() if "lora_B" in name)
+
+    @property
     def gate(self) -> dict[str, nn.Parameter]:
         """The router's parameters; its closed form is none of them."""
         return dict(self._model.router.named_parameters())

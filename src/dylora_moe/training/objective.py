@@ -19,6 +19,7 @@ from dylora_moe.errors import TrainingError
 from dylora_moe.experts.gates import Gates
 from dylora_moe.records import BASE_NAME
 from dylora_moe.routing.losses import balance_loss, entropy_loss, z_loss
+from dylora_moe.routing.rehearsal import rehearse
 from dylora_moe.routing.router import DynamicHybridRouter
 from dylora_moe.routing.routing import Routing
 
@@ -46,33 +47,63 @@ class Rehearsal:
     features: Mapping[str, Float[Tensor, "_ d_features"]]
     per_skill: int = 8
 
-    def sample(
-        self, router: DynamicHybridRouter, seed: int
-    ) -> tuple[Float[Tensor, "n d_features"], Int[Tensor, n]]:
-        """Rows of each skill, drawn by `seed`, and the row of the gate each belongs to.
+    def prepared(self, router: DynamicHybridRouter) -> RehearsalRows:
+        """The rows as strangers to the closed form, which was fitted on them and would leave
+        nothing to learn. Costly: once for as long as the closed form stays.
 
         Raises:
             TrainingError: features of a skill that the router has no row for.
+            RoutingError: a skill of the router has no features here.
         """
+        skills = {name: part for name, part in self.features.items() if name != BASE_NAME}
+        unknown = sorted(set(skills) - {row.skill_id for row in router.rows})
+        if unknown:
+            raise TrainingError(
+                f"rehearsal has features of skill {unknown[0]}, which the router has no row for; "
+                "add the skill to the router first"
+            )
+        none = self.features.get(BASE_NAME) if router.table.has_none else None
+        stored = rehearse(router.table, skills, none)
+        return RehearsalRows(stored.features, stored.closed, stored.labels, self.per_skill)
+
+
+@dataclass(frozen=True, eq=False)
+class RehearsedSample:
+    """Rows to rehearse in one step.
+
+    Attributes:
+        closed: their closed-form logits from a gate fitted without each.
+        labels: the row of the gate each belongs to.
+    """
+
+    features: Float[Tensor, "n d_features"]
+    closed: Float[Tensor, "n n_rows"]
+    labels: Int[Tensor, " n"]
+
+    def to(self, device: torch.device | str) -> RehearsedSample:
+        return RehearsedSample(
+            self.features.to(device), self.closed.to(device), self.labels.to(device)
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class RehearsalRows:
+    """All stored rows with their honest closed-form logits; sampling them is cheap."""
+
+    features: Float[Tensor, "n d_features"]
+    closed: Float[Tensor, "n n_rows"]
+    labels: Int[Tensor, " n"]
+    per_skill: int
+
+    def sample(self, seed: int) -> RehearsedSample:
+        """Rows of each skill, drawn by `seed`."""
         generator = torch.Generator().manual_seed(seed)
-        rows = {row.skill_id: index + 1 for index, row in enumerate(router.rows)}
-        rows[BASE_NAME] = 0
-        parts: list[Tensor] = []
-        labels: list[int] = []
-        for skill, features in self.features.items():
-            if skill not in rows:
-                raise TrainingError(
-                    f"rehearsal has features of skill {skill}, which the router has no row for; "
-                    "add the skill to the router first"
-                )
-            if rows[skill] == 0 and not router.table.has_none:
-                continue
-            count = min(self.per_skill, len(features))
-            parts.append(features[torch.randperm(len(features), generator=generator)[:count]])
-            labels += [rows[skill]] * count
-        if not parts:
-            return torch.empty(0, router.d_features), torch.empty(0, dtype=torch.long)
-        return torch.cat([part.float() for part in parts]), torch.tensor(labels)
+        chosen = []
+        for label in self.labels.unique():
+            rows = (self.labels == label).nonzero()[:, 0]
+            chosen.append(rows[torch.randperm(len(rows), generator=generator)[: self.per_skill]])
+        drawn = torch.cat(chosen)
+        return RehearsedSample(self.features[drawn], self.closed[drawn], self.labels[drawn])
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +112,7 @@ class RouterLosses:
 
     Attributes:
         total: weighted sum; carries the gradient.
-        routing: what the router says of the rows the losses were taken over.
+        routing: what the router, as it would answer, says of the rows the losses were taken over.
     """
 
     total: Float[Tensor, ""]
@@ -104,7 +135,7 @@ class RouterLosses:
 def router_losses(
     router: DynamicHybridRouter,
     features: Float[Tensor, "batch d_features"],
-    rehearsed: tuple[Float[Tensor, "n d_features"], Int[Tensor, n]] | None,
+    rehearsed: RehearsedSample | None,
     weights: RouterLossWeights,
 ) -> RouterLosses:
     """Balance, z, entropy and rehearsal losses of one update.
@@ -112,19 +143,25 @@ def router_losses(
     Args:
         router: the gate.
         features: of the update's rows; they stand in where nothing is rehearsed.
-        rehearsed: what `Rehearsal.sample` gave, on the router's device. Balance and usage are
+        rehearsed: what `RehearsalRows.sample` gave, on the router's device. Balance and usage are
             taken over these alone: the update's rows are all of one skill, which a balanced gate
             must not spread.
         weights: the coefficients.
     """
-    over = features if rehearsed is None or not len(rehearsed[0]) else rehearsed[0]
-    routing: Routing = router(over)
-    balance = balance_loss(routing.probabilities)
-    z = z_loss(routing.logits)
-    spread = entropy_loss(torch.cat([routing.none[..., None], routing.probabilities], -1))
+    over = features if rehearsed is None else rehearsed.features
+    with torch.no_grad():
+        routing: Routing = router(over)
+    with torch.autocast(over.device.type, enabled=False):
+        closed = router.closed_form(over.float()) if rehearsed is None else rehearsed.closed
+        logits = router.corrected(closed, over) / router.log_temperature.exp()
+    rows = logits.softmax(-1)
+    probabilities = rows[:, 1:] @ router.membership
+    balance = balance_loss(probabilities)
+    z = z_loss(logits)
+    spread = entropy_loss(torch.cat([rows[:, :1], probabilities], -1))
     remembered = torch.zeros((), device=over.device)
-    if rehearsed is not None and len(rehearsed[0]):
-        remembered = functional.cross_entropy(routing.logits, rehearsed[1])
+    if rehearsed is not None:
+        remembered = functional.cross_entropy(logits, rehearsed.labels)
     total = (
         weights.balance * balance
         + weights.z * z

@@ -118,6 +118,7 @@ class ExpertTrainer(Trainer):
         self._rng = step, rng_state(self._device)
         if step == 0:
             self.watchdog.base_loss = self.gradient.base_loss(passes)
+            self.watchdog.is_fresh = self.learnables.is_fresh
         tensors = self.gradient.make(passes, step)
         # The one wait for the device in an update.
         values = torch.stack([tensor.float() for tensor in tensors.values()]).tolist()

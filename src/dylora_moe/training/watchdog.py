@@ -36,7 +36,8 @@ class Update:
         parts: the gate's losses by their logged names; empty where the gate does not learn.
         gradient_norms: before clipping, by group: expert id and `router`.
         silent: names of trainable tensors without any gradient.
-        usage: share of each expert in the router's choice over all skills; empty where unknown.
+        usage: mean weight of each expert over the rehearsed rows; empty where unknown. What goes
+            to no expert is missing from the sum, so only their proportions are looked at.
     """
 
     rows: Sequence[int]
@@ -64,6 +65,8 @@ class Watchdog(TrainerCallback):
         self.learning_rate = learning_rate
         self.update: Update | None = None
         self.base_loss: float | None = None
+        self.is_fresh = False
+        """Whether the expert changes nothing yet; one that learned before begins below the base."""
         self._long = max(_MIN_LONG, steps // 10)
         self._warn = warn
         self._told: set[str] = set()
@@ -114,6 +117,14 @@ class Watchdog(TrainerCallback):
                 "on the same rows: check what the expert starts from and its neighbours "
                 "(collaboration), and the masks with: dylora data preview FILE",
             )
+        elif self.is_fresh and self.base_loss > _FAR_FACTOR * update.loss + _FAR_NATS:
+            self._tell(
+                "first",
+                f"the first loss is {update.loss:.3f}, far below the base's {self.base_loss:.3f} "
+                "on the same rows, though the expert has learned nothing: rows see answers that "
+                "they must not (check the masks with: dylora data preview FILE), or a neighbour "
+                "can do this already (lower collaboration, or learn with --into its skill)",
+            )
 
     def _gradients(self, update: Update, step: int) -> None:
         # LoRA's A gets none in the first step, since B starts at zero; the gate's norm may be tiny.
@@ -147,7 +158,10 @@ class Watchdog(TrainerCallback):
             )
 
     def _traffic(self, update: Update) -> None:
-        for name, share in update.usage.items():
+        total = sum(update.usage.values())
+        for name, weight in update.usage.items():
+            # The base's own prompts are rehearsed too and weigh on no expert.
+            share = weight / total if total > 0 else 0.0
             before = self._usage.get(name, share)
             self._usage[name] = _SMOOTHING * before + (1 - _SMOOTHING) * share
         if len(self._usage) < 2 or self._seen < _TRAFFIC_UPDATES:
@@ -156,15 +170,16 @@ class Watchdog(TrainerCallback):
             if share < _STARVED / len(self._usage):
                 self._tell(
                     f"starved {name}",
-                    f"{name} gets no traffic ({share:.2%} of the rehearsed rows): raise the "
-                    "router's balance coefficient, or remove it: dylora experts remove POOL "
-                    f"{name}",
+                    f"{name} gets no traffic ({share:.2%} of what the experts get of the "
+                    "rehearsed rows): raise the router's balance coefficient, or remove it: "
+                    f"dylora experts remove POOL {name}",
                 )
             elif share > _CROWDED:
                 self._tell(
                     f"crowded {name}",
-                    f"{name} gets all of the traffic ({share:.1%} of the rehearsed rows): raise "
-                    "the router's balance or rehearsal coefficient, or lower gate_learning_rate",
+                    f"{name} gets all of the traffic ({share:.1%} of what the experts get of the "
+                    "rehearsed rows): raise the router's balance or rehearsal coefficient, or "
+                    "lower gate_learning_rate",
                 )
 
     def _tell(self, what: str, message: str) -> None:

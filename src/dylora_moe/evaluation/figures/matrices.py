@@ -52,8 +52,9 @@ def accuracy_matrix(history: History, matrices: Matrices) -> ReportFigure:
         )
     caption = (
         "Each row is the pool after one step, each column one skill's validation rows. The framed "
-        "cell is where a skill was first learned: read downwards from it, and nothing should fade "
-        "(accuracy) or darken (loss: darker is above the skill's lowest, fully dark at twice it)."
+        "cell is where a skill was first learned, or its answers were last revised: read downwards "
+        "from it, and nothing should fade (accuracy) or darken (loss: darker is above the skill's "
+        "lowest, fully dark at twice it)."
         if panels
         else "No skill has been scored yet, so there is no matrix."
     )
