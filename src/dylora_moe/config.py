@@ -104,6 +104,9 @@ class RouterSettings(Settings):
         lt=0.5,
         description="share of the skills' own rows that may be sent away",
     )
+    fit_steps: int = Field(
+        default=0, ge=0, description="steps of rehearsal after each change, on stored features"
+    )
     balance: float = Field(default=0.01, ge=0)
     z: float = Field(default=1e-4, ge=0)
     entropy: float = Field(default=0.0, ge=0)

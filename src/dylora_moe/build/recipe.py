@@ -55,6 +55,7 @@ def make_recipe(settings: LearnSettings) -> Recipe:
         gate=router.gate,
         top_k=router.top_k,
         none_share=router.none_share,
+        fit_steps=router.fit_steps,
         losses=RouterLossWeights(router.balance, router.z, router.entropy, router.rehearsal),
         tolerance=settings.gate.tolerance,
         generate=settings.generate_scores,

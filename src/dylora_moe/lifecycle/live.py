@@ -86,7 +86,7 @@ class LivePool:
         return self.model.router
 
     def fresh_router(
-        self, gate: GateKind = "linear", top_k: int = 2, none_share: float = 0.005
+        self, gate: GateKind = "linear", top_k: int = 2, none_share: float = 0.002
     ) -> DynamicHybridRouter:
         """A router in closed form over the library's skills, with nothing learned yet."""
         router = DynamicHybridRouter(

@@ -42,6 +42,7 @@ class Recipe:
         last_layer: whether the test looks at last-layer states instead of the tap's features.
         new_expert: phases of a new expert, and of one whose answers are revised.
         more_data: phases of an expert that gets more data of the same answers.
+        fit_steps: of rehearsal on stored features after each change.
         gate, top_k: of the router; what the pool has where None.
         none_share: share of the skills' own rows that the router may send to no expert; what the
             pool has where None.
@@ -66,6 +67,7 @@ class Recipe:
     gate: GateKind | None
     top_k: int | None
     none_share: float | None
+    fit_steps: int
     losses: RouterLossWeights
     tolerance: float
     generate: int

@@ -37,6 +37,7 @@ def adapt_router(live: LivePool, recipe: Recipe) -> FitReport:
         live.router,
         {skill.skill_id: skill.features.float() for skill in live.library.skills},
         live.own,
+        steps=recipe.fit_steps,
         seed=recipe.seed,
         balance=recipe.losses.balance,
         z=recipe.losses.z,

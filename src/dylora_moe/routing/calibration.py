@@ -31,7 +31,7 @@ class NoneCalibration:
 
 
 def calibrate(
-    own: Float[Tensor, " n"], foreign: Float[Tensor, " m"], share: float = 0.005
+    own: Float[Tensor, " n"], foreign: Float[Tensor, " m"], share: float = 0.002
 ) -> NoneCalibration:
     """The lowest threshold that sends at most `share` of the own rows away.
 

@@ -79,7 +79,7 @@ def fit_correction(
         router: changed in place: correction, temperature, threshold of *no expert*.
         features_by_skill: stored rows of every skill of the router.
         none_features: the base's own prompts, if the router has a row for them.
-        steps: at most; 0 calibrates only.
+        steps: at most; 0 trains nothing, and only judges what was learned before.
         balance, z, entropy: coefficients of the auxiliary losses.
         holdout: share of each class's rows that is kept back.
 
@@ -96,9 +96,10 @@ def fit_correction(
         losses, best, best_step = _train(
             judge, before, steps, lr, weight_decay, evaluate_every, patience
         )
-    elif steps > 0:
-        # Nothing here can show that what was learned is of use.
+    elif not judge.possible or not _proven(judge.zero_row_losses() - judge.row_losses()):
+        # Nothing here shows that what was learned is of use.
         _clear(router)
+        best = judge.held_out()[0] if judge.possible else math.nan
     accuracy_after = judge.held_out()[1] if judge.possible else math.nan
     none = _calibrate(router, features_by_skill, none_features, judge)
     return FitReport(

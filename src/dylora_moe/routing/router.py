@@ -76,7 +76,7 @@ class DynamicHybridRouter(nn.Module):
         mix_temperature: float = 1.0,
         dense_above: float = 0.05,
         unsure_above: float = 0.05,
-        none_share: float = 0.005,
+        none_share: float = 0.002,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -257,7 +257,7 @@ class DynamicHybridRouter(nn.Module):
         self,
         own_features: Mapping[str, Float[Tensor, "_ d_features"]],
         base_features: Float[Tensor, "_ d_features"],
-        share: float = 0.005,
+        share: float = 0.002,
     ) -> NoneCalibration:
         """Sets the threshold of *no expert* from stored rows, each judged by a gate without it.
 
