@@ -62,7 +62,7 @@ def test_an_empty_router_is_stored_and_read(none: bool) -> None:
 def test_a_router_stored_before_it_knew_its_share_of_strangers_has_the_default() -> None:
     tensors, header = tensor_bytes.from_bytes(state.to_bytes(build(none_share=0.1)), "router")
     del header["settings"]["none_share"]
-    assert state.from_bytes(tensor_bytes.to_bytes(tensors, header)).none_share == 0.005
+    assert state.from_bytes(tensor_bytes.to_bytes(tensors, header)).none_share == 0.002
 
 
 def test_damaged_bytes_are_refused() -> None:
