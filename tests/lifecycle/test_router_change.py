@@ -7,7 +7,7 @@ import torch
 from dylora_moe.build.pool import Pool
 from dylora_moe.build.recipe import make_recipe
 from dylora_moe.lifecycle.router_change import adapt_router, router_event, shape_router
-from tests.pools import LETTERS, learn, rows, settings
+from tests.pools import LETTERS, SIGNS, Notes, learn, rows, settings
 
 
 def test_another_kind_of_gate_begins_as_the_closed_form_and_keeps_what_the_experts_are(
@@ -61,3 +61,17 @@ def test_a_young_expert_keeps_the_gate_from_being_annealed(taught: Pool) -> None
     live.router.set_maturity({"expert_1": 1.0, "expert_2": 0.9})
     adapt_router(live, replace(recipe, seed=1))
     assert 0.4 < live.router.rule.progress < 0.6
+
+
+def test_a_new_row_is_calibrated_before_its_expert_trains(taught: Pool) -> None:
+    before = taught.live.router.none_threshold
+    seen: list[float] = []
+
+    def at_stage(name: str) -> None:
+        if name == "training":
+            seen.append(taught.live.router.none_threshold)
+
+    result = learn(taught, "signs", rows(SIGNS, 64, 3), watch=Notes(at_stage=at_stage), as_new=True)
+    assert result.action == "created"
+    assert len(seen) == 1
+    assert seen[0] != before

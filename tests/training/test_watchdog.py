@@ -69,6 +69,14 @@ def test_a_first_loss_far_below_the_bases_is_told_of_a_fresh_expert_alone() -> N
         assert all("first loss is 0.200, far below the base's 3.000" in text for text in told)
 
 
+def test_noise_of_a_loss_near_zero_is_no_rise() -> None:
+    dog, told = watching()
+    dog.base_loss = 6.0
+    for step in range(80):
+        dog.look(replace(GOOD, loss=0.01 if step < 5 else 0.1), step)
+    assert not any("stayed above" in line for line in told)
+
+
 def test_missing_and_tiny_gradients_are_told() -> None:
     dog, told = watching()
     dog.look(replace(GOOD, silent=["x.lora_A.weight"]), 0)

@@ -72,6 +72,8 @@ def create(step: Step) -> LearnResult:
     run.save({**state, "expert_id": expert_id})
     shape_router(live, step.recipe)
     _give_birth(step, expert_id, alias)
+    # Threshold and temperature of before do not fit the refitted rows.
+    adapt_router(live, step.recipe)
     new = _train(step, run, expert_id, alias)
     live.router.set_maturity({expert_id: new.maturity})
     began = time.perf_counter()

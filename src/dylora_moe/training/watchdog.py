@@ -21,6 +21,8 @@ GRADIENT_FLOOR = 1e-7
 _FAR_FACTOR, _FAR_NATS = 1.5, 0.5
 _SMOOTHING = 0.9
 _RISE = 1.2
+_RISE_OF_BASE = 0.05
+"""A rise also has to be this part of the base's loss: near zero every batch is a large rise."""
 _MIN_LONG = 20
 _STARVED, _CROWDED = 0.01, 0.98
 _TRAFFIC_UPDATES = 10
@@ -148,7 +150,8 @@ class Watchdog(TrainerCallback):
             self._smooth = loss
         self._smooth = _SMOOTHING * self._smooth + (1 - _SMOOTHING) * loss
         self._lowest = min(self._lowest, self._smooth)
-        self._rising = self._rising + 1 if self._smooth > _RISE * self._lowest else 0
+        bound = max(_RISE * self._lowest, self._lowest + _RISE_OF_BASE * (self.base_loss or 0.0))
+        self._rising = self._rising + 1 if self._smooth > bound else 0
         if self._rising >= self._long:
             self._tell(
                 "rising",
