@@ -204,3 +204,15 @@ def test_the_default_base_answers_and_has_its_tap_at_eight(real_base: Base) -> N
     )
     out = real_base.model.generate(**inputs, max_new_tokens=10, do_sample=False)
     assert "Paris" in real_base.tokenizer.decode(out[0])
+
+
+def test_the_head_never_gets_a_view_with_gaps() -> None:
+    base = tiny_base()
+    seen: list[bool] = []
+    head = base.model.get_submodule(base.anatomy.head_name)
+    head.register_forward_hook(lambda _m, args, _o: seen.append(args[0].is_contiguous()))
+    ids = torch.randint(5, 90, (3, 7))
+    with torch.no_grad():
+        last = base.model(ids, logits_to_keep=1).logits
+        assert torch.allclose(last, base.model(ids).logits[:, -1:], atol=1e-5)
+    assert seen == [True, True]

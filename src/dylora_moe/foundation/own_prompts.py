@@ -47,6 +47,8 @@ def write_own_prompts(
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         for _ in range(_ROUNDS):
+            if len(prompts) >= count:
+                break
             for index, start in enumerate(starts):
                 missing = count - len(prompts)
                 share = -(-missing // (len(starts) - index))
