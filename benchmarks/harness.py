@@ -1,0 +1,399 @@
+"""Runs a benchmark's arms against each other and writes what came out.
+
+Every arm is a process of its own, and arms take turns (A B C, A B C, ...), since arms of one
+process disturb each other by more than what is measured, and the machine's speed drifts. Knows
+processes, medians and files; knows nothing of what an arm does.
+
+    python benchmarks/training_step.py                # full size, on the best device there is
+    python benchmarks/training_step.py --device cuda  # the same on a GPU, into a file of its own
+    python benchmarks/training_step.py --toy          # seconds: does it run?
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+RESULTS = Path(__file__).parent / "results"
+_LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "torchao", "bitsandbytes")
+
+Direction = Literal["at most", "at least"]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How an arm is to run.
+
+    Attributes:
+        toy: tiny random model and few steps: it only has to run.
+        device: cpu or cuda.
+        dtype: compute dtype of the base.
+        warmup, repeats: steps that are not counted, and those that are.
+        data: folder with `<skill>/{train,test}.jsonl`, for benchmarks that learn.
+    """
+
+    toy: bool = False
+    device: str = "cpu"
+    dtype: str = "bf16"
+    warmup: int = 2
+    repeats: int = 8
+    data: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One figure of the scoreboard.
+
+    Attributes:
+        measure: what was measured, in words.
+        value: median over the rounds; None where it could not be measured here.
+        direction: which side of the goal is good.
+        must, aim: the goals; None where the figure is only reported.
+        low, high: the lowest and the highest round.
+        note: what a reader has to know.
+    """
+
+    measure: str
+    value: float | None
+    direction: Direction = "at most"
+    must: float | None = None
+    aim: float | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """A comparison with a reference: the largest difference, and what is let through."""
+
+    what: str
+    difference: float
+    tolerance: float
+
+    @property
+    def holds(self) -> bool:
+        return self.difference <= self.tolerance
+
+
+class Samples:
+    """What the arms measured, round by round.
+
+    Args:
+        rounds: for each round, arm by arm, metric by metric: a number or one for each repeat.
+    """
+
+    def __init__(self, rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+        self._rounds = rounds
+
+    def values(self, arm: str, metric: str = "seconds") -> list[float]:
+        """The arm's median in each round."""
+        return [_middle(one[arm][metric]) for one in self._rounds if metric in one.get(arm, {})]
+
+    def median(self, arm: str, metric: str = "seconds") -> float:
+        return statistics.median(self.values(arm, metric))
+
+    def ratio(
+        self,
+        ours: str,
+        theirs: str,
+        measure: str,
+        *,
+        metric: str = "seconds",
+        must: float | None = None,
+        aim: float | None = None,
+        direction: Direction = "at most",
+        note: str = "",
+    ) -> Row:
+        """A row: ours over theirs, taken round by round, since a round's arms ran side by side."""
+        pairs = zip(self.values(ours, metric), self.values(theirs, metric), strict=True)
+        return row([a / b for a, b in pairs], measure, must, aim, direction, note)
+
+    def row(
+        self,
+        arm: str,
+        measure: str,
+        *,
+        metric: str = "seconds",
+        must: float | None = None,
+        aim: float | None = None,
+        direction: Direction = "at most",
+        note: str = "",
+    ) -> Row:
+        """A row of one arm's metric as it is."""
+        return row(self.values(arm, metric), measure, must, aim, direction, note)
+
+
+def row(
+    values: Sequence[float],
+    measure: str,
+    must: float | None = None,
+    aim: float | None = None,
+    direction: Direction = "at most",
+    note: str = "",
+) -> Row:
+    """The row of one value a round."""
+    middle = statistics.median(values)
+    return Row(measure, middle, direction, must, aim, min(values), max(values), note)
+
+
+Arm = Callable[[Options], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What is measured.
+
+    Attributes:
+        name: of its files under `results/`.
+        title: what it measures, for the figure and the table.
+        compared: what exactly is compared: blocks, targets, rank, padding, trained positions.
+        arms: by name; each returns its metrics, `seconds` (one per repeat) among them.
+        rows: the scoreboard's rows from what the arms measured.
+        checks: compares results with a reference; run once, in a process of its own.
+        metric: what the figure shows, and its unit.
+        rounds: how often the arms take turns.
+        peers: distributions that the arms need beside the project's own.
+        devices: where it can run.
+    """
+
+    name: str
+    title: str
+    compared: str
+    arms: Mapping[str, Arm]
+    rows: Callable[[Samples], Sequence[Row]]
+    checks: Callable[[Options], Sequence[Check]]
+    metric: tuple[str, str] = ("seconds", "s a step")
+    rounds: int = 5
+    peers: Sequence[str] = ()
+    devices: Sequence[str] = ("cpu", "cuda")
+    defaults: Options = field(default_factory=Options)
+
+
+def main(benchmark: Benchmark, argv: Sequence[str] | None = None) -> None:
+    """The command line of a benchmark; exits with 1 where a check does not hold."""
+    arguments = _parser(benchmark).parse_args(argv)
+    options = _options(benchmark, arguments)
+    if arguments.arm is not None:
+        _as_arm(benchmark, arguments.arm, options, Path(arguments.to))
+        return
+    _require(benchmark, options)
+    rounds = 1 if options.toy else arguments.rounds
+    checks, runs = _run(benchmark, options, rounds, arguments.only)
+    if arguments.only:
+        return
+    rows = benchmark.rows(Samples(runs))
+    result = _result(benchmark, options, runs, checks, rows)
+    folder = Path(arguments.out) if arguments.out else RESULTS
+    if arguments.out or not options.toy:
+        write(result, folder)
+    say(rows)
+    failed = [check for check in checks if not check.holds]
+    for check in failed:
+        print(f"WRONG: {check.what}: off by {check.difference:.3g}, let through {check.tolerance}")
+    sys.exit(1 if failed else 0)
+
+
+def timed(step: Callable[[], Any], options: Options, sync: Callable[[], None]) -> list[float]:
+    """Seconds of each repeat after the warm-up, the garbage collector held off."""
+    for _ in range(1 if options.toy else options.warmup):
+        step()
+    gc.collect()
+    gc.disable()
+    seconds = []
+    for _ in range(2 if options.toy else options.repeats):
+        sync()
+        start = time.perf_counter()
+        step()
+        sync()
+        seconds.append(time.perf_counter() - start)
+    gc.enable()
+    return seconds
+
+
+def say(rows: Sequence[Row]) -> None:
+    """Prints rows as a table."""
+    for one in rows:
+        value = "not measured" if one.value is None else f"{one.value:.4g}"
+        spread = "" if one.low is None else f" [{one.low:.4g}, {one.high:.4g}]"
+        goals = "" if one.must is None else f"  ({one.direction} {one.must:g}, aim {one.aim:g})"
+        print(f"{one.measure}: {value}{spread}{goals}{'  ' + one.note if one.note else ''}")
+
+
+def write(result: Mapping[str, Any], folder: Path) -> None:
+    """The result as JSON, and its figure."""
+    from figure import draw
+
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = f"{result['benchmark']}{'' if result['device'] == 'cpu' else '-' + result['device']}"
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    (folder / f"{stem}.json").write_text(text + "\n", encoding="utf-8")
+    draw(result, folder / f"{stem}.png")
+
+
+def _run(
+    benchmark: Benchmark, options: Options, rounds: int, only: str | None
+) -> tuple[list[Check], list[dict[str, Any]]]:
+    names = [only] if only else list(benchmark.arms)
+    checks = []
+    if not only:
+        checks = [Check(**one) for one in _child(benchmark, "checks", options)["checks"]]
+    runs: list[dict[str, Any]] = []
+    for number in range(rounds):
+        # Each round begins with another arm, so that none always follows the same one.
+        turn = names[number % len(names) :] + names[: number % len(names)]
+        found = {}
+        for name in turn:
+            found[name] = _child(benchmark, name, options)
+            shown = {key: f"{_middle(value):.4g}" for key, value in found[name].items()}
+            said = ", ".join(f"{key} {value}" for key, value in shown.items())
+            print(f"round {number + 1}/{rounds}  {name}: {said}", flush=True)
+        runs.append({name: found[name] for name in names})
+    return checks, runs
+
+
+def _child(benchmark: Benchmark, arm: str, options: Options) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        to = Path(folder) / "arm.json"
+        script = str(Path(__file__).parent / f"{benchmark.name}.py")
+        command = [sys.executable, script, "--arm", arm, "--to", str(to), *_as_arguments(options)]
+        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore"}
+        done = subprocess.run(
+            command, check=False, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        if done.returncode != 0 or not to.exists():
+            sys.exit(f"arm {arm} of {benchmark.name} failed:\n{done.stderr[-4000:]}")
+        found: dict[str, Any] = json.loads(to.read_text(encoding="utf-8"))
+        return found
+
+
+def _as_arm(benchmark: Benchmark, arm: str, options: Options, to: Path) -> None:
+    if arm == "checks":
+        found: Mapping[str, Any] = {"checks": [asdict(one) for one in benchmark.checks(options)]}
+    else:
+        found = benchmark.arms[arm](options)
+    to.write_text(json.dumps(found), encoding="utf-8")
+
+
+def _require(benchmark: Benchmark, options: Options) -> None:
+    if options.device not in benchmark.devices:
+        sys.exit(f"{benchmark.name} runs on {' and '.join(benchmark.devices)} only")
+    absent = [name for name in benchmark.peers if _version(name) is None]
+    if absent:
+        sys.exit(f"{benchmark.name} compares with {', '.join(absent)}: pip install -e '.[bench]'")
+
+
+def _parser(benchmark: Benchmark) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=benchmark.title)
+    defaults = benchmark.defaults
+    parser.add_argument("--toy", action="store_true", help="tiny and short: does it run?")
+    parser.add_argument("--device", default=None, help="cpu or cuda; the best there is")
+    parser.add_argument("--dtype", default=defaults.dtype, help="bf16 or fp32")
+    parser.add_argument("--rounds", type=int, default=benchmark.rounds, help="turns of the arms")
+    parser.add_argument("--warmup", type=int, default=defaults.warmup)
+    parser.add_argument("--repeats", type=int, default=defaults.repeats)
+    parser.add_argument("--data", default=None, help="folder of skills, where rows are learned")
+    parser.add_argument("--only", choices=list(benchmark.arms), help="one arm, nothing written")
+    parser.add_argument("--out", default=None, help="folder of the result instead of results/")
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    parser.add_argument("--to", help=argparse.SUPPRESS)
+    return parser
+
+
+def _options(benchmark: Benchmark, arguments: argparse.Namespace) -> Options:
+    device = arguments.device
+    if device is None:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() and "cuda" in benchmark.devices else "cpu"
+    return Options(
+        toy=arguments.toy,
+        device=device,
+        dtype=arguments.dtype,
+        warmup=arguments.warmup,
+        repeats=arguments.repeats,
+        data=arguments.data,
+    )
+
+
+def _as_arguments(options: Options) -> list[str]:
+    found = ["--device", options.device, "--dtype", options.dtype]
+    found += ["--warmup", str(options.warmup), "--repeats", str(options.repeats)]
+    found += ["--toy"] if options.toy else []
+    return found + (["--data", options.data] if options.data else [])
+
+
+def _result(
+    benchmark: Benchmark,
+    options: Options,
+    runs: Sequence[Mapping[str, Any]],
+    checks: Sequence[Check],
+    rows: Sequence[Row],
+) -> dict[str, Any]:
+    data = " --data path/to/skills" if options.data else ""
+    device = "" if options.device == "cpu" else f" --device {options.device}"
+    return {
+        "benchmark": benchmark.name,
+        "title": benchmark.title,
+        "compared": benchmark.compared,
+        "command": f"python benchmarks/{benchmark.name}.py{device}{data}",
+        "date": time.strftime("%Y-%m-%d"),
+        "device": options.device,
+        "machine": machine(options.device),
+        "versions": {name: found for name in _LIBRARIES if (found := _version(name))},
+        "settings": {k: v for k, v in asdict(options).items() if k != "data"},
+        "metric": list(benchmark.metric),
+        "rows": [asdict(one) for one in rows],
+        "checks": [asdict(one) | {"holds": one.holds} for one in checks],
+        "rounds": list(runs),
+    }
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What the figures were made on."""
+    import psutil
+    import torch
+
+    found = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "python": platform.python_version(),
+    }
+    if device == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(0)
+    return found
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _middle(value: float | Sequence[float]) -> float:
+    return statistics.median(value) if isinstance(value, list) else float(value)  # type: ignore[arg-type]

@@ -1,0 +1,174 @@
+"""What the benchmarks work on: the base, our model with experts, and the peers', all made alike.
+
+Every weight that an untrained adapter would have at zero is random here, since a path that loses
+an adapter would otherwise look right. Knows models; measures nothing.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import torch
+from harness import Options
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from dylora_moe.experts.manager import ExpertManager
+from dylora_moe.foundation.base import DEFAULT_BASE, Base, load_base, wrap
+from dylora_moe.foundation.placement import DTYPES
+from dylora_moe.foundation.quiet import quiet
+from dylora_moe.foundation.statistics import FeatureStatistics
+from dylora_moe.model.dylora_moe import DyLoRAMoE
+from dylora_moe.routing.router import DynamicHybridRouter
+
+RANK, ALPHA = 8, 16.0
+_ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+TARGETS = {
+    "attention": list(_ATTENTION),
+    # By name: PEFT's own "all-linear" cannot be kept to some of the blocks.
+    "all-linear": [*_ATTENTION, "gate_proj", "up_proj", "down_proj"],
+}
+
+
+def batch_shape(options: Options) -> tuple[int, int]:
+    """Rows and tokens of a training batch."""
+    return (2, 16) if options.toy else (4, 256)
+
+
+def load(options: Options, dtype: str | None = None) -> Base:
+    """SmolLM2-135M, or a random tiny Llama at toy size."""
+    kind = dtype or options.dtype
+    torch.manual_seed(0)
+    if not options.toy:
+        return load_base(DEFAULT_BASE, device=options.device, dtype=kind)
+    config = LlamaConfig(
+        vocab_size=128,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        initializer_range=0.1,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config).to(device=options.device, dtype=DTYPES[kind])
+    return wrap(model, toy_tokenizer(), name="toy")
+
+
+def toy_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a character."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = ["<pad>", "<s>", "</s>", "<unk>", *sorted(set(string.printable))]
+    made = Tokenizer(models.WordLevel({c: i for i, c in enumerate(letters)}, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    made.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def names(count: int) -> tuple[str, ...]:
+    return tuple(f"expert_{index}" for index in range(count))
+
+
+def ours(
+    base: Base,
+    count: int,
+    targets: str = "all-linear",
+    *,
+    top_k: int = 2,
+    mature: bool = False,
+    seed: int = 1,
+) -> DyLoRAMoE:
+    """Our model with random experts, each with a skill of its own in the router.
+
+    Args:
+        base: stock.
+        count: experts.
+        targets: `all-linear` or `attention`.
+        top_k: of sparse inputs.
+        mature: sparse routing; dense over all experts otherwise.
+        seed: of the experts' weights.
+    """
+    manager = ExpertManager(base.model, base.anatomy)
+    width = base.anatomy.d_features
+    # A low temperature would starve most experts in the dense mixture of random skills.
+    router = DynamicHybridRouter(
+        width, top_k=top_k, temperature=1.0 if mature else 1e6, none_threshold=1e9
+    )
+    generator = torch.Generator().manual_seed(seed)
+    # One shared scatter: the router keeps the sum, so that thousands of skills are cheap to make.
+    scatter = torch.eye(width, dtype=torch.float64) * 64
+    for name in names(count):
+        manager.create_expert(name, rank=RANK, alpha=ALPHA, targets=targets)
+        randomize(manager.parameters_of(name).values(), generator)
+        mean = torch.randn(width, generator=generator, dtype=torch.float64)
+        router.table.shared.count += 0
+        router.add_expert(name, name, FeatureStatistics(64, mean, scatter))
+    router.set_maturity(dict.fromkeys(names(count), 1.0 if mature else 0.0))
+    model = DyLoRAMoE(base, router, manager)
+    model.eval()
+    return model
+
+
+def peft_lora(
+    base: Base, targets: str = "all-linear", *, blocks: Sequence[int] | None = None, seed: int = 1
+) -> nn.Module:
+    """Stock PEFT LoRA on the base, on all blocks where none are named, with random weights."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=RANK,
+        lora_alpha=ALPHA,
+        target_modules=TARGETS[targets],
+        layers_to_transform=list(blocks) if blocks is not None else None,
+        task_type="CAUSAL_LM",
+    )
+    with quiet():
+        model: nn.Module = get_peft_model(base.model, config)
+    generator = torch.Generator().manual_seed(seed)
+    randomize((p for n, p in model.named_parameters() if "lora_" in n), generator)
+    return model
+
+
+def randomize(parameters: Any, generator: torch.Generator) -> None:
+    """Small random values everywhere, `B` too."""
+    with torch.no_grad():
+        for parameter in parameters:
+            values = torch.randn(parameter.shape, generator=generator) * 0.02
+            parameter.copy_(values)
+
+
+def tokens(options: Options, base: Base, rows: int, length: int, seed: int = 2) -> Tensor:
+    """Random token ids `[rows, length]` on the device, no special ones."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(8, base.model.config.vocab_size - 8, (rows, length), generator=generator)
+    return ids.to(options.device)
+
+
+def synchronizer(options: Options) -> Callable[[], None]:
+    """Waits for the device."""
+    return torch.cuda.synchronize if options.device == "cuda" else (lambda: None)
+
+
+def peak_memory(options: Options) -> int:
+    """Bytes at the peak: of the device, or of the process on a CPU."""
+    if options.device == "cuda":
+        return int(torch.cuda.max_memory_allocated())
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def largest(ours_: Tensor, theirs: Tensor) -> float:
+    """The largest absolute difference."""
+    with suppress(RuntimeError):
+        return float((ours_.float() - theirs.float()).abs().max())
+    return float("inf")
