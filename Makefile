@@ -7,16 +7,19 @@ VENV ?= .venv
 DEMO_POOL ?= demo-pool
 DEMO_DATA ?= demo-data
 WORKERS ?= 2
+# A folder with <skill>/{train,test}.jsonl for the benchmarks that learn: make bench DATA=...
+DATA ?=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+BENCH := $(VENV)/.bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test clean
+.PHONY: help setup demo check test bench scoreboard clean
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
 
 setup: $(STAMP)  ## the environment in .venv, with everything that the targets below need
 
@@ -53,6 +56,19 @@ check: $(STAMP)  ## lint, format, strict types, import contract
 # real base is loaded once for them.
 test: $(STAMP)  ## every test, those on real weights too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+# The peers that are compared with; no other target needs them.
+$(BENCH): $(STAMP)
+	@echo "== what the benchmarks compare with"
+	$(PIP) install --quiet -c constraints.txt -e '.[dev,bench]'
+	@touch $@
+
+bench: $(BENCH)  ## every benchmark against its peers, one after another; hours on a small machine
+	$(BIN)/python benchmarks/run_all.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/scoreboard.py --write docs/benchmarks.md
+
+scoreboard: $(STAMP)  ## the figures of all benchmarks, what falls short first
+	@$(BIN)/python benchmarks/scoreboard.py
 
 clean:  ## what the targets above made, but for the environment
 	rm -rf $(DEMO_POOL) $(DEMO_DATA) .mypy_cache .ruff_cache .pytest_cache .hypothesis

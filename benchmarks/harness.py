@@ -15,22 +15,23 @@ import argparse
 import gc
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from machine import installed, machine, versions
+from measured import Check, Direction, Row, Samples, middle, row
 
 RESULTS = Path(__file__).parent / "results"
-_LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "torchao", "bitsandbytes")
-
-Direction = Literal["at most", "at least"]
+CANNOT_RUN = 3
+"""Exit code where a peer or the device is missing; one line on stderr says which."""
+__all__ = ["Benchmark", "Check", "Direction", "Options", "Row", "Samples", "main", "row", "timed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,103 +52,6 @@ class Options:
     warmup: int = 2
     repeats: int = 8
     data: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One figure of the scoreboard.
-
-    Attributes:
-        measure: what was measured, in words.
-        value: median over the rounds; None where it could not be measured here.
-        direction: which side of the goal is good.
-        must, aim: the goals; None where the figure is only reported.
-        low, high: the lowest and the highest round.
-        note: what a reader has to know.
-    """
-
-    measure: str
-    value: float | None
-    direction: Direction = "at most"
-    must: float | None = None
-    aim: float | None = None
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """A comparison with a reference: the largest difference, and what is let through."""
-
-    what: str
-    difference: float
-    tolerance: float
-
-    @property
-    def holds(self) -> bool:
-        return self.difference <= self.tolerance
-
-
-class Samples:
-    """What the arms measured, round by round.
-
-    Args:
-        rounds: for each round, arm by arm, metric by metric: a number or one for each repeat.
-    """
-
-    def __init__(self, rounds: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
-        self._rounds = rounds
-
-    def values(self, arm: str, metric: str = "seconds") -> list[float]:
-        """The arm's median in each round."""
-        return [_middle(one[arm][metric]) for one in self._rounds if metric in one.get(arm, {})]
-
-    def median(self, arm: str, metric: str = "seconds") -> float:
-        return statistics.median(self.values(arm, metric))
-
-    def ratio(
-        self,
-        ours: str,
-        theirs: str,
-        measure: str,
-        *,
-        metric: str = "seconds",
-        must: float | None = None,
-        aim: float | None = None,
-        direction: Direction = "at most",
-        note: str = "",
-    ) -> Row:
-        """A row: ours over theirs, taken round by round, since a round's arms ran side by side."""
-        pairs = zip(self.values(ours, metric), self.values(theirs, metric), strict=True)
-        return row([a / b for a, b in pairs], measure, must, aim, direction, note)
-
-    def row(
-        self,
-        arm: str,
-        measure: str,
-        *,
-        metric: str = "seconds",
-        must: float | None = None,
-        aim: float | None = None,
-        direction: Direction = "at most",
-        note: str = "",
-    ) -> Row:
-        """A row of one arm's metric as it is."""
-        return row(self.values(arm, metric), measure, must, aim, direction, note)
-
-
-def row(
-    values: Sequence[float],
-    measure: str,
-    must: float | None = None,
-    aim: float | None = None,
-    direction: Direction = "at most",
-    note: str = "",
-) -> Row:
-    """The row of one value a round."""
-    middle = statistics.median(values)
-    return Row(measure, middle, direction, must, aim, min(values), max(values), note)
 
 
 Arm = Callable[[Options], Mapping[str, Any]]
@@ -229,8 +133,10 @@ def say(rows: Sequence[Row]) -> None:
     for one in rows:
         value = "not measured" if one.value is None else f"{one.value:.4g}"
         spread = "" if one.low is None else f" [{one.low:.4g}, {one.high:.4g}]"
-        goals = "" if one.must is None else f"  ({one.direction} {one.must:g}, aim {one.aim:g})"
-        print(f"{one.measure}: {value}{spread}{goals}{'  ' + one.note if one.note else ''}")
+        named = {"must": one.must, "aim": one.aim}
+        goals = ", ".join(f"{key} {goal:g}" for key, goal in named.items() if goal is not None)
+        said = f"  ({one.direction}: {goals})" if goals else ""
+        print(f"{one.measure}: {value}{spread}{said}{'  ' + one.note if one.note else ''}")
 
 
 def write(result: Mapping[str, Any], folder: Path) -> None:
@@ -258,7 +164,7 @@ def _run(
         found = {}
         for name in turn:
             found[name] = _child(benchmark, name, options)
-            shown = {key: f"{_middle(value):.4g}" for key, value in found[name].items()}
+            shown = {key: f"{middle(value):.4g}" for key, value in found[name].items()}
             said = ", ".join(f"{key} {value}" for key, value in shown.items())
             print(f"round {number + 1}/{rounds}  {name}: {said}", flush=True)
         runs.append({name: found[name] for name in names})
@@ -266,6 +172,12 @@ def _run(
 
 
 def _child(benchmark: Benchmark, arm: str, options: Options) -> dict[str, Any]:
+    if options.toy:
+        # Importing the libraries takes longer than a toy arm, and nobody reads its times.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            # As it would come out of a file.
+            return dict(json.loads(json.dumps(_measured(benchmark, arm, options))))
     with tempfile.TemporaryDirectory() as folder:
         to = Path(folder) / "arm.json"
         script = str(Path(__file__).parent / f"{benchmark.name}.py")
@@ -281,19 +193,26 @@ def _child(benchmark: Benchmark, arm: str, options: Options) -> dict[str, Any]:
 
 
 def _as_arm(benchmark: Benchmark, arm: str, options: Options, to: Path) -> None:
+    to.write_text(json.dumps(_measured(benchmark, arm, options)), encoding="utf-8")
+
+
+def _measured(benchmark: Benchmark, arm: str, options: Options) -> Mapping[str, Any]:
     if arm == "checks":
-        found: Mapping[str, Any] = {"checks": [asdict(one) for one in benchmark.checks(options)]}
-    else:
-        found = benchmark.arms[arm](options)
-    to.write_text(json.dumps(found), encoding="utf-8")
+        return {"checks": [asdict(one) for one in benchmark.checks(options)]}
+    return benchmark.arms[arm](options)
 
 
 def _require(benchmark: Benchmark, options: Options) -> None:
     if options.device not in benchmark.devices:
-        sys.exit(f"{benchmark.name} runs on {' and '.join(benchmark.devices)} only")
-    absent = [name for name in benchmark.peers if _version(name) is None]
+        _refuse(f"{benchmark.name} runs on {' and '.join(benchmark.devices)} only")
+    absent = [name for name in benchmark.peers if installed(name) is None]
     if absent:
-        sys.exit(f"{benchmark.name} compares with {', '.join(absent)}: pip install -e '.[bench]'")
+        _refuse(f"{benchmark.name} compares with {', '.join(absent)}: pip install -e '.[bench]'")
+
+
+def _refuse(why: str) -> None:
+    print(why, file=sys.stderr)
+    sys.exit(CANNOT_RUN)
 
 
 def _parser(benchmark: Benchmark) -> argparse.ArgumentParser:
@@ -353,47 +272,10 @@ def _result(
         "date": time.strftime("%Y-%m-%d"),
         "device": options.device,
         "machine": machine(options.device),
-        "versions": {name: found for name in _LIBRARIES if (found := _version(name))},
+        "versions": versions(),
         "settings": {k: v for k, v in asdict(options).items() if k != "data"},
         "metric": list(benchmark.metric),
         "rows": [asdict(one) for one in rows],
         "checks": [asdict(one) | {"holds": one.holds} for one in checks],
         "rounds": list(runs),
     }
-
-
-def machine(device: str) -> dict[str, Any]:
-    """What the figures were made on."""
-    import psutil
-    import torch
-
-    found = {
-        "processor": _processor(),
-        "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "python": platform.python_version(),
-    }
-    if device == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(0)
-    return found
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _middle(value: float | Sequence[float]) -> float:
-    return statistics.median(value) if isinstance(value, list) else float(value)  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
-"""PEFT's X-LoRA as its documentation sets it up: adapters on disk, a classifier over the model.
+"""PEFT's ways to have several adapters, as its documentation sets them up: X-LoRA, with adapters on
+disk and a classifier over the model, and batches that name an adapter for each row.
 
 Knows PEFT; knows nothing of ours.
 """
@@ -6,14 +7,19 @@ Knows PEFT; knows nothing of ours.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 import workload
-from torch import nn
+from torch import Tensor, nn
 
 from dylora_moe.foundation.base import Base
 from dylora_moe.foundation.quiet import quiet
+from dylora_moe.text.template import Encoded
+
+PACKED = 512
+"""Tokens of a packed sequence: about what eight padded rows come to."""
 
 
 def adapters(base: Base, count: int, targets: str, folder: Path) -> dict[str, str]:
@@ -29,6 +35,52 @@ def adapters(base: Base, count: int, targets: str, folder: Path) -> dict[str, st
         # PEFT 0.21 loads them under their number, whatever they are called here.
         found[str(index)] = str(folder / str(index))
     return found
+
+
+def lora_pool(
+    base: Base, count: int, targets: str, *, blocks: Sequence[int] | None = None
+) -> nn.Module:
+    """One PEFT model with `count` adapters, for batches that name one of them for each row.
+
+    Args:
+        base: stock.
+        count: adapters, called as `workload.names` says.
+        targets: `all-linear` or `attention`.
+        blocks: those that are adapted; all where None.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    def config() -> LoraConfig:
+        return LoraConfig(
+            r=workload.RANK,
+            lora_alpha=workload.ALPHA,
+            target_modules=workload.TARGETS[targets],
+            layers_to_transform=list(blocks) if blocks is not None else None,
+            task_type="CAUSAL_LM",
+        )
+
+    first, *others = workload.names(count)
+    with quiet():
+        model: nn.Module = get_peft_model(base.model, config(), adapter_name=first)
+        for name in others:
+            model.add_adapter(name, config())  # type: ignore[operator]
+    generator = torch.Generator().manual_seed(1)
+    workload.randomize((p for n, p in model.named_parameters() if "lora_" in n), generator)
+    return model.eval()
+
+
+def copy_into(model: nn.Module, states: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Writes experts into a PEFT model's adapters.
+
+    Args:
+        model: with adapters on at least the same blocks.
+        states: by the adapter's name there, matrices under their names in an adapter file.
+    """
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for adapter, state in states.items():
+            for name, value in state.items():
+                own[f"{name.removesuffix('.weight')}.{adapter}.weight"].copy_(value)
 
 
 def xlora(base: Base, count: int, targets: str, *, trainable: bool = False) -> nn.Module:
@@ -50,3 +102,76 @@ def xlora(base: Base, count: int, targets: str, *, trainable: bool = False) -> n
             model: nn.Module = get_peft_model(base.model, config)
     # In bf16 the classifier would not meet the hidden states' dtype.
     return model.to(base.dtype)
+
+
+def sft(
+    base: Base,
+    rows: Sequence[Encoded],
+    folder: Path,
+    *,
+    epochs: float,
+    packing: bool,
+    blocks: Sequence[int] | None,
+    seed: int = 0,
+) -> nn.Module:
+    """TRL's SFTTrainer with PEFT on encoded rows: the loss on the answers, checkpointing off.
+
+    Args:
+        base: stock; it carries the adapter afterwards.
+        rows: prompts and answers as our own training sees them, tokens ready.
+        folder: TRL's output.
+        epochs: over the rows.
+        packing: best-fit packing to 512 tokens a sequence (as many tokens a step), or padding.
+        blocks: blocks to adapt; all where None.
+        seed: of order and adapter.
+
+    Returns:
+        The trained model.
+    """
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import SFTConfig, SFTTrainer
+
+    data = Dataset.from_dict(
+        {
+            "input_ids": [list(row.input_ids) for row in rows],
+            "completion_mask": [[int(trained) for trained in row.trained] for row in rows],
+        }
+    )
+    config = SFTConfig(
+        output_dir=str(folder),
+        num_train_epochs=epochs,
+        per_device_train_batch_size=1 if packing else 8,
+        learning_rate=1e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        weight_decay=0.01,
+        max_length=PACKED if packing else None,
+        packing=packing,
+        completion_only_loss=True,
+        gradient_checkpointing=False,
+        bf16=base.dtype == torch.bfloat16,
+        use_cpu=base.device.type == "cpu",
+        save_strategy="no",
+        logging_steps=50,
+        report_to="none",
+        disable_tqdm=True,
+        seed=seed,
+    )
+    lora = LoraConfig(
+        r=workload.RANK,
+        lora_alpha=workload.ALPHA,
+        target_modules=workload.TARGETS["all-linear"],
+        layers_to_transform=list(blocks) if blocks is not None else None,
+        task_type="CAUSAL_LM",
+    )
+    base.model.config.use_cache = False
+    trainer = SFTTrainer(
+        model=base.model,
+        args=config,
+        train_dataset=data,
+        processing_class=base.tokenizer,
+        peft_config=lora,
+    )
+    trainer.train()
+    return trainer.model

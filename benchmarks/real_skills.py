@@ -5,7 +5,8 @@
 `--data` is a folder with `<skill>/{train,test}.jsonl`. The pool is made and learned if it is not
 there yet (an interrupted one is gone on with), then every test row of every skill is scored under
 the router's own choice and under the right expert pinned at weight one, and prompts of two skills
-that were never learned are routed. Results: `--out` (JSON) and a table.
+that were never learned are routed. Results: `--out` (JSON) and a table; with `--out
+benchmarks/results/real_skills.json` its rows are on the scoreboard.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ import argparse
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from machine import machine, versions
+from measured import Row
 
 from dylora_moe.build.pool import Pool
 from dylora_moe.config import LearnSettings, learn_settings
@@ -154,6 +159,24 @@ def measure(pool: Pool, data: Path, limit: int | None) -> dict[str, Any]:
     }
 
 
+def rows(found: Mapping[str, Any]) -> list[Row]:
+    """The figures with their goals; the spans are 95% intervals by bootstrap over test rows."""
+    low, high = found["mean_ratio_low"], found["mean_ratio_high"]
+    worst = max(found["skills"].values(), key=lambda skill: skill["ratio"])
+    loss, off = "answer loss, router's choice / right expert", abs(len(found["experts"]) - 6)
+    return [
+        Row("experts grown, off from six true skills", off, must=0, aim=0),
+        Row(f"{loss}, mean over skills", found["mean_ratio"], "at most", 1.08, 1.03, low, high),
+        Row(f"{loss}, worst skill", worst["ratio"], "at most", 1.35, 1.15, worst["ratio_low"],
+            worst["ratio_high"]),
+        Row("share of the skills' own prompts to no expert", found["own_to_none"], must=0.01),
+        *(
+            Row(f"share of {name} prompts, never learned, to no expert", share, "at least", 0.95)
+            for name, share in found["foreign_to_none"].items()
+        ),
+    ]  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True)
@@ -168,8 +191,22 @@ def main() -> None:
     with pool:
         learned = learn(pool, arguments.data, arguments.rows, learn_settings(arguments.set))
         found = {"arrivals": learned, **measure(pool, arguments.data, arguments.limit)}
+        device = pool.live.base.device.type
+    about = {
+        "benchmark": "real_skills",
+        "title": "Eight arrivals of six real skills, and the router on rows it never saw",
+        "compared": "every test row under the router's own choice, and under the right expert "
+        "pinned at weight one; token-mean losses of the answers",
+        "command": "python benchmarks/real_skills.py --data path/to/skills --pool real-pool",
+        "date": time.strftime("%Y-%m-%d"),
+        "device": device,
+        "machine": machine(device),
+        "versions": versions(),
+        "rows": [asdict(one) for one in rows(found)],
+    }
     if arguments.out is not None:
-        arguments.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+        text = json.dumps(about | found, indent=1, ensure_ascii=False)
+        arguments.out.write_text(text + "\n", encoding="utf-8")
     print(json.dumps({k: v for k, v in found.items() if k != "went_elsewhere"}, indent=1))
     for row in found["went_elsewhere"]:
         print(f"{row['skill']} -> {row['to']}: {row['prompt'][:100]!r}")

@@ -116,7 +116,7 @@ def rows(samples: Samples) -> Sequence[Row]:
             samples.ratio(
                 cached,
                 peft,
-                f"the same with the trunk cache / one PEFT LoRA, {targets}",
+                f"training step with the trunk cache, 8 experts / one PEFT LoRA, {targets}",
                 must=0.85,
                 aim=0.80,
             ),

@@ -21,8 +21,10 @@ from dylora_moe.foundation.base import DEFAULT_BASE, Base, load_base, wrap
 from dylora_moe.foundation.placement import DTYPES
 from dylora_moe.foundation.quiet import quiet
 from dylora_moe.foundation.statistics import FeatureStatistics
+from dylora_moe.foundation.trunk import trunk_states
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.routing.router import DynamicHybridRouter
+from dylora_moe.routing.rows import Row
 
 RANK, ALPHA = 8, 16.0
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -85,6 +87,7 @@ def ours(
     *,
     top_k: int = 2,
     mature: bool = False,
+    means: Tensor | None = None,
     seed: int = 1,
 ) -> DyLoRAMoE:
     """Our model with random experts, each with a skill of its own in the router.
@@ -95,6 +98,8 @@ def ours(
         targets: `all-linear` or `attention`.
         top_k: of sparse inputs.
         mature: sparse routing; dense over all experts otherwise.
+        means: of the skills' features, `[count, d_features]`, where it matters which inputs go
+            where; random ones where None.
         seed: of the experts' weights.
     """
     manager = ExpertManager(base.model, base.anatomy)
@@ -104,18 +109,36 @@ def ours(
         width, top_k=top_k, temperature=1.0 if mature else 1e6, none_threshold=1e9
     )
     generator = torch.Generator().manual_seed(seed)
-    # One shared scatter: the router keeps the sum, so that thousands of skills are cheap to make.
-    scatter = torch.eye(width, dtype=torch.float64) * 64
+    drawn = []
     for name in names(count):
         manager.create_expert(name, rank=RANK, alpha=ALPHA, targets=targets)
         randomize(manager.parameters_of(name).values(), generator)
-        mean = torch.randn(width, generator=generator, dtype=torch.float64)
-        router.table.shared.count += 0
-        router.add_expert(name, name, FeatureStatistics(64, mean, scatter))
+        drawn.append(torch.randn(width, generator=generator, dtype=torch.float64))
+    add_skills(router, torch.stack(drawn) if means is None else means.double().cpu())
     router.set_maturity(dict.fromkeys(names(count), 1.0 if mature else 0.0))
     model = DyLoRAMoE(base, router, manager)
     model.eval()
     return model
+
+
+def add_skills(router: DynamicHybridRouter, means: Tensor) -> None:
+    """Gives the router a skill for each mean, `[count, d_features]`, named after its expert."""
+    # One shared scatter: the router keeps the sum, so that thousands of skills are cheap to make.
+    scatter = torch.eye(means.shape[1], dtype=torch.float64) * 64
+    for index, (name, mean) in enumerate(zip(names(len(means)), means, strict=True)):
+        statistics = FeatureStatistics(64, mean, scatter)
+        if 0 < index < len(means) - 1:
+            # As `add_expert` does it, less the refit, which only the last one's is needed of.
+            router.table.add(Row(name, name), statistics)
+            router.correction.add_row()
+        else:
+            router.add_expert(name, name, statistics)
+
+
+def features(base: Base, ids: Tensor, prompt_mask: Tensor | None = None) -> Tensor:
+    """What the router sees of the rows, `[rows, d_features]`; of whole rows where no mask is."""
+    mask = torch.ones_like(ids).bool() if prompt_mask is None else prompt_mask
+    return trunk_states(base, {"input_ids": ids, "prompt_mask": mask}).features
 
 
 def peft_lora(

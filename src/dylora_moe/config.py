@@ -94,9 +94,10 @@ class NoveltySettings(Settings):
 
 
 class RouterSettings(Settings):
-    """The first three belong to the pool: where not given, they are what the pool has."""
+    """The first four belong to the pool: where not given, they are what the pool has."""
 
     gate: Literal["linear", "mlp"] | None = None
+    granularity: Literal["sequence", "token"] | None = None
     top_k: int | None = Field(default=None, ge=1)
     none_share: float | None = Field(
         default=None,

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from dylora_moe.build.asking import Stream
 from dylora_moe.build.pool import Pool
 from dylora_moe.errors import PoolError
+from dylora_moe.model.streaming import Streamed
 from dylora_moe.records import Turn
 
 
@@ -45,9 +45,9 @@ def test_giving_up_the_iteration_stops_the_generation(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written = []
-    original = Stream._take
+    original = Streamed._take
     monkeypatch.setattr(
-        Stream, "_take", lambda self, text: (written.append(text), original(self, text))[1]
+        Streamed, "_take", lambda self, text: (written.append(text), original(self, text))[1]
     )
     threads = threading.active_count()
     stream = pool.stream("abcdef", max_new_tokens=200)

@@ -230,6 +230,7 @@ def test_a_damaged_adapter_is_refused_by_its_hash_and_can_be_taken_back_or_out(
                 ask()
         assert (pool.revision.number, len(pool.events())) == (number, events)
         assert list(tmp_path.glob("letters*")) == []
+        assert pool.generate("1", expert="digits", max_new_tokens=1).expert == "digits"
         with pytest.raises(ArtifactError):
             learn(pool, "signs", rows(SIGNS, 64, 5))
         assert pool.rollback("letters").experts[0].version == 1

@@ -168,7 +168,32 @@ def test_this_machine_is_looked_at_without_the_network(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     names = {check["name"]: check for check in cli("doctor", "--json").document["checks"]}
     assert set(names) == {
-        "python", "torch", "transformers", "peft", "device", "bf16", "memory", "base", "cache",
-        "hub", "extras", "disk",
+        "python", "torch", "transformers", "peft", "device", "bf16", "kernels", "memory", "base",
+        "cache", "hub", "extras", "disk",
     }  # fmt: skip
     assert names["hub"]["state"] == "note"
+
+
+@pytest.mark.parametrize(
+    ("device", "there", "state", "said"),
+    [
+        ("cpu", True, "ok", "not used on cpu"),
+        ("cuda", True, "ok", "are used"),
+        ("cuda", False, "note", "not installed"),
+    ],
+)
+def test_it_says_whether_ligers_kernels_are_used(
+    device: str, there: bool, state: str, said: str
+) -> None:
+    check = checks.check_kernels(device, lambda: there)
+    assert check.state == state
+    assert said in check.fact
+
+
+def test_a_quantised_pool_says_so(
+    cli: Cli, healthy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = {"base": "tiny", "quantize": "int4"}
+    found = inspected(pool_of(tmp_path, b"a", b"b"), meta=meta)
+    monkeypatch.setattr(opening, "inspect_pool", lambda path: found)
+    assert " in int4: " in cli("doctor", tmp_path).out

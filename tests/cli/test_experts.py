@@ -10,7 +10,8 @@ from peft import LoraConfig
 from dylora_moe.cli.evaluating import named_files
 from dylora_moe.cli.importing import find_adapters
 from dylora_moe.errors import ConfigError, DataError, ExpertError, PoolError
-from dylora_moe.experts.adapter_files import key_a, key_b, write_adapter
+from dylora_moe.experts.adapter_files import write_adapter
+from dylora_moe.experts.adapter_tensors import key_a, key_b
 from dylora_moe.records import ExpertVersion, PoolRevision
 from tests.cli.conftest import Cli
 from tests.cli.fakes import FakePool, expert

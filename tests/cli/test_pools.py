@@ -21,11 +21,12 @@ def test_init_passes_what_was_typed(
     ran = cli(
         "init", tmp_path / "pool", "--base", "b", "--format", "chat", "--system", "be kind",
         "--tap", 3, "--targets", "q, v", "--seed", 5, "--own-prompts", 64, "--database", url,
+        "--quantize", "int4",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     asked.pop("progress")
     assert asked == {
         "path": tmp_path / "pool", "base": "b", "format": "chat", "system": "be kind", "tap": 3,
         "targets": ["q", "v"], "device": None, "dtype": None, "seed": 5, "own_prompts": 64,
-        "database": url,
+        "database": url, "quantize": "int4",
     }  # fmt: skip

@@ -117,12 +117,12 @@ def test_inference_reuses_its_stacks_until_the_manager_changes_an_expert() -> No
     layer = next(m for m in manager.model.modules() if isinstance(m, MixtureLinear))
     gates = Gates(("expert_0", "expert_1"), torch.full((2, 2), 0.5))
     first = logits(manager, gates)
-    kept = layer._stack
+    kept = layer._kept
     logits(manager, gates)
-    assert layer._stack is kept
+    assert layer._kept is kept
     scramble(manager, "expert_1", seed=9)
     assert (logits(manager, gates) - first).abs().max() > 0.01
-    assert layer._stack is not kept
+    assert layer._kept is not kept
 
 
 def test_dropout_falls_on_the_expert_that_has_it_and_not_on_its_neighbour() -> None:

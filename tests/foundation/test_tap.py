@@ -5,7 +5,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from dylora_moe.errors import DataError
-from dylora_moe.foundation.tap import Hiddens, TapReader, pool_features
+from dylora_moe.foundation.tap import Hiddens, TapReader, pool_features, running_features
 from dylora_moe.foundation.trunk import replay, trunk_states
 from tests.foundation.batches import model_inputs, padded, rows
 from tests.models import FAMILIES, tiny_base
@@ -128,3 +128,36 @@ def test_a_row_without_a_prompt_is_named() -> None:
     mask = torch.tensor([[True, False], [False, False]])
     with pytest.raises(DataError, match="row 1 of the batch has no prompt token"):
         pool_features([torch.randn(2, 2, 3)], mask)
+
+
+def test_running_features_are_those_of_every_prefix_and_go_on_where_they_were_left() -> None:
+    hiddens = tuple(torch.randn(2, 7, 4) for _ in range(3))
+    mask = torch.ones(2, 7, dtype=torch.bool)
+    mask[0, :2] = False
+    whole = running_features(hiddens, mask)
+    for end in range(3, 8):
+        there = mask & (torch.arange(7) < end)
+        expected = pool_features(hiddens, there)
+        torch.testing.assert_close(whole.features[:, end - 1], expected)
+    assert whole.prefix.count.flatten().tolist() == [5.0, 7.0]
+    first = running_features([h[:, :4] for h in hiddens], mask[:, :4])
+    rest = running_features([h[:, 4:] for h in hiddens], mask[:, 4:], prefix=first.prefix)
+    torch.testing.assert_close(torch.cat([first.features, rest.features], 1), whole.features)
+
+
+def test_running_features_of_packed_rows_are_those_of_each_alone() -> None:
+    hiddens = (torch.randn(1, 9, 4) * 1e3, torch.randn(1, 9, 4))
+    mask = torch.ones(1, 9, dtype=torch.bool)
+    segments = torch.tensor([[0, 0, 0, 0, 1, 2, 2, 2, 2]])
+    packed = running_features(hiddens, mask, segments).features
+    for start, end in ((0, 4), (4, 5), (5, 9)):
+        alone = running_features([h[:, start:end] for h in hiddens], mask[:, start:end]).features
+        assert torch.equal(packed[:, start:end], alone)
+
+
+def test_what_padding_holds_counts_for_no_running_mean() -> None:
+    hidden = torch.randn(1, 4, 3)
+    hidden[0, 0] = float("nan")
+    mask = torch.tensor([[False, True, True, True]])
+    found = running_features((hidden,), mask).features[0, 1:]
+    torch.testing.assert_close(found, running_features((hidden[:, 1:],), mask[:, 1:]).features[0])

@@ -63,6 +63,28 @@ def test_beyond_the_budget_states_are_mapped_from_a_file_and_the_same(
     assert list((tmp_path / "states").iterdir()) == []
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_states_for_routing_by_token_are_every_feature_block_s(
+    tmp_path: Path, dtype: torch.dtype
+) -> None:
+    base = tiny_base(layers=6, tap=4, dtype=dtype)
+    plain = TrunkCache(base, ROWS)
+    kept = TrunkCache(base, ROWS, per_token=True)
+    mapped = TrunkCache(base, ROWS, per_token=True, folder=tmp_path, memory_bytes=10)
+    assert mapped.nbytes == kept.nbytes == 4 * plain.nbytes
+    layouts = [(padded(_chosen()), False), (packed(_chosen()), True)]
+    for batch, is_packed in layouts:
+        fresh = trunk_states(base, batch, per_token=True)
+        real = batch.get("attention_mask", torch.ones_like(batch["input_ids"])).bool()
+        for cache in (kept, mapped):
+            found = cache.get(CHOSEN, packed=is_packed)
+            assert torch.equal(found.hidden, plain.get(CHOSEN, packed=is_packed).hidden)
+            # bf16 rounds a row by the shape of its batch; fp32 hardly.
+            atol = 1e-4 if dtype == torch.float32 else 0.1
+            for ours, theirs in zip(found.hiddens(), fresh.hiddens(), strict=True):
+                torch.testing.assert_close(ours[real], theirs[real], atol=atol, rtol=0)
+
+
 def test_beyond_the_budget_without_a_folder_is_refused_before_computing() -> None:
     done: list[int] = []
     with pytest.raises(ConfigError, match="give a folder"):

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
-from dylora_moe.lifecycle.judgement import relative_loss
-from dylora_moe.training.measure import RowLosses
+from dylora_moe.build.pool import Pool
+from dylora_moe.lifecycle import judgement
+from dylora_moe.lifecycle.change import load_card
+from dylora_moe.lifecycle.judgement import Judgement, judge, relative_loss
+from dylora_moe.lifecycle.observation import observe
+from dylora_moe.records import Arrival, Example
+from dylora_moe.skills.classifier import ClassifierTwoSample
+from dylora_moe.training.measure import RowLosses, answer_losses
+from tests.pools import LETTERS, SIGNS, rows
 
 
 def losses(mean: float, spread: float = 0.0, n: int = 40) -> RowLosses:
@@ -40,3 +48,64 @@ def test_a_base_no_worse_than_the_expert_at_home_makes_no_division_by_nought() -
     found = relative_loss(losses(1.1), losses(1.0), own=1.0)
     assert found.value == pytest.approx(1.0, abs=0.01)
     assert math.isfinite(found.high)
+
+
+def looked_at(
+    pool: Pool,
+    name: str,
+    examples: tuple[Example, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    both: bool,
+) -> tuple[Judgement, list[tuple[str, int]]]:
+    """The judgement, and the rows that each expert was scored on."""
+    passes: list[tuple[str, int]] = []
+
+    def noted(*args: Any, **options: Any) -> RowLosses:
+        found = answer_losses(*args, **options)
+        passes.append((options["expert"], len(found.total)))
+        return found
+
+    monkeypatch.setattr(judgement, "answer_losses", noted)
+    observation = observe(pool.live, Arrival(name, examples), fraction=0.15)
+    card = load_card(pool.live, pool._storage.artifacts)
+    found = judge(pool.live, card, observation, ClassifierTwoSample(), both=both)
+    return found, passes
+
+
+def test_a_second_expert_that_does_badly_at_a_glance_costs_no_whole_pass(
+    taught: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signs = rows(SIGNS, 64, 5)
+    glance, passes = looked_at(taught, "signs", signs, monkeypatch, both=False)
+    look, all_passes = looked_at(taught, "signs", signs, monkeypatch, both=True)
+    assert glance.verdict.name == look.verdict.name == "novel"
+    whole = passes[0][1]
+    assert [count for _, count in passes] == [whole, whole, 16]
+    assert [count for _, count in all_passes] == [whole, whole, 16, whole - 16]
+    assert len(glance.losses) == 1
+    assert len(look.losses) == 2
+    first = next(iter(glance.losses))
+    assert look.losses[first] == glance.losses[first]
+
+
+def test_a_second_expert_is_not_asked_where_it_cannot_change_the_verdict(
+    taught: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = rows(LETTERS, 64, 13)
+    found, passes = looked_at(taught, "more", known, monkeypatch, both=False)
+    assert found.verdict.name == "known"
+    assert len(passes) == 2
+    few, passes = looked_at(taught, "few", rows(SIGNS, 8, 6), monkeypatch, both=False)
+    assert few.verdict.name == "unsure"
+    assert len(passes) == 2
+
+
+def test_losses_of_a_glance_and_of_the_rest_are_those_of_one_look(
+    taught: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signs = rows(SIGNS, 64, 5)
+    observation = observe(taught.live, Arrival("signs", signs), fraction=0.15)
+    look, _ = looked_at(taught, "signs", signs, monkeypatch, both=True)
+    for expert, loss in look.losses.items():
+        whole = answer_losses(taught.live.model, observation.train, expert=expert, limit=64)
+        assert loss == pytest.approx(whole.mean, rel=1e-5)

@@ -24,7 +24,7 @@ def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 @torch.no_grad()
 def test_no_expert_is_the_base_bit_for_bit(family: str) -> None:
     inputs = inputs_of(padded())
-    expected = tiny(family)(**inputs, use_cache=False).logits
+    expected = model_of(family, experts=0).model(**inputs, use_cache=False).logits
     empty, full = model_of(family, experts=0), model_of(family)
     zero = Gates(("expert_0", "expert_1"), torch.zeros(3, 2))
     assert torch.equal(empty(**inputs, use_cache=False).logits, expected)

@@ -10,7 +10,7 @@ import torch
 
 from dylora_moe.errors import RoutingError
 from dylora_moe.foundation.statistics import FeatureStatistics, SharedScatter, stack_means
-from dylora_moe.routing.closed_form import lda, lda_rows, leave_one_out
+from dylora_moe.routing.closed_form import WhitenedClasses, lda
 
 from .builders import cluster
 
@@ -67,7 +67,8 @@ def test_leaving_one_out_equals_refitting_without_the_row() -> None:
     rows = torch.cat(parts)
     labels = torch.cat([torch.full((len(p),), i) for i, p in enumerate(parts)])
     shared = SharedScatter.of(stats, 12)
-    found = leave_one_out(rows, labels, stack_means(stats), [6, 9, 5], shared).log_softmax(-1)
+    whitened = WhitenedClasses.of(stack_means(stats), shared)
+    found = whitened.leave_one_out(rows, labels, [6, 9, 5]).log_softmax(-1)
     scale = shared.std()
     for index in range(len(rows)):
         kept = torch.arange(len(rows)) != index
@@ -123,5 +124,5 @@ def test_a_thousand_skills_are_refitted_in_under_a_second() -> None:
 
 def _seconds(means: torch.Tensor, shared: SharedScatter) -> float:
     start = time.perf_counter()
-    lda_rows(means, shared)
+    WhitenedClasses.of(means, shared).rows()
     return time.perf_counter() - start

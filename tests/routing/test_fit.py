@@ -8,8 +8,8 @@ import torch
 from dylora_moe.errors import RoutingError, TrainingError
 from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.routing.calibration import best_temperature, calibrate
-from dylora_moe.routing.fit import fit_correction
-from dylora_moe.routing.rehearsal import rehearse
+from dylora_moe.routing.fit import calibrate_closed, fit_correction
+from dylora_moe.routing.rehearsal import even_sample, rehearse
 from dylora_moe.routing.router import DynamicHybridRouter
 
 from .builders import D, build, cluster, features, none_rows
@@ -165,3 +165,72 @@ def test_the_best_temperature_undoes_a_scale() -> None:
     logits = 2 * torch.randn(4000, 3, generator=generator)
     labels = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
     assert best_temperature(7 * logits, labels) == pytest.approx(7.0, rel=0.1)
+
+
+def golden(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    """The best temperature by golden section: slow and plain."""
+    low, high, ratio = -3.0, 6.0, 0.6180339887498949
+    for _ in range(60):
+        left, right = high - ratio * (high - low), low + ratio * (high - low)
+        losses = [
+            float(torch.nn.functional.cross_entropy(logits.double() / 2.718281828459045**t, labels))
+            for t in (left, right)
+        ]
+        low, high = (low, right) if losses[0] <= losses[1] else (left, high)
+    return 2.718281828459045 ** ((low + high) / 2)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 30.0])
+def test_the_best_temperature_is_that_of_a_plain_search(scale: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(200, 6, generator=generator)
+    labels = (logits + torch.randn(200, 6, generator=generator)).argmax(-1)
+    logits[:, 0] = torch.where(labels == 0, logits[:, 0], -1e30)
+    found = best_temperature(scale * logits, labels)
+    assert found == pytest.approx(golden(scale * logits, labels), rel=1e-6)
+    assert best_temperature(50 * torch.eye(4), torch.arange(4)) == 0.05
+
+
+def test_of_more_rows_than_are_rehearsed_an_even_sample_is_taken() -> None:
+    assert [len(rows) for rows in even_sample([3, 40, 40, 5], 40)] == [3, 16, 16, 5]
+    assert [len(rows) for rows in even_sample([9, 9, 9], 2)] == [1, 1, 1]
+    for part, rows in enumerate(even_sample([40, 3], 43)):
+        assert torch.equal(rows, torch.arange((40, 3)[part]))
+    again = even_sample([40, 40], 20)[1]
+    assert torch.equal(again, even_sample([7, 40], 17)[1])
+    assert len(again.unique()) == 10
+
+
+def test_a_sample_of_the_rows_is_judged_as_in_the_whole() -> None:
+    router = build()
+    whole = rehearse(router.table, features(), none_rows())
+    some = rehearse(router.table, features(), none_rows(), most=40)
+    assert torch.equal(some.labels.bincount(), torch.tensor([10] * 4))
+    places = torch.cat(
+        [
+            rows + start
+            for rows, start in zip(
+                even_sample([60, 40, 40, 40], 40), (0, 60, 100, 140), strict=True
+            )
+        ]
+    )
+    assert torch.equal(some.features, whole.features[places])
+    torch.testing.assert_close(some.closed, whole.closed[places], rtol=1e-6, atol=1e-6)
+
+
+def test_of_many_classes_only_some_hold_rows_out_and_none_of_one_with_few() -> None:
+    router = build()
+    stored = rehearse(router.table, features(), none_rows(), holdout=0.2, most=10)
+    assert stored.held_out.sum() == 2
+    only = rehearse(router.table, features(), none_rows(), holdout=0.2, most=10, only_held_out=True)
+    assert torch.equal(only.features, stored.features[stored.held_out])
+    assert torch.equal(only.closed, stored.closed[stored.held_out])
+    assert only.classes == stored.classes == 4
+
+
+def test_calibrating_the_closed_form_is_what_a_fit_without_steps_does_to_it() -> None:
+    fitted, calibrated = build(), build()
+    fit_correction(fitted, features(), none_rows(), steps=0)
+    calibrate_closed(calibrated, features(), none_rows())
+    assert calibrated.temperature == fitted.temperature
+    assert calibrated.none_threshold == fitted.none_threshold

@@ -268,3 +268,14 @@ def test_the_row_of_no_expert_can_be_replaced() -> None:
     torch.testing.assert_close(
         router.table.solve().weight, fresh.table.solve().weight, rtol=1e-9, atol=1e-11
     )
+
+
+def test_after_many_comings_and_goings_the_gate_is_that_of_a_fit_from_scratch() -> None:
+    router = build()
+    for turn in range(30):
+        rows = FeatureStatistics.from_features(1e3 * cluster(10 + turn, 5))
+        router.add_expert(f"guest_{turn}", "expert_sql", rows)
+        router.remove(f"guest_{turn}", rows)
+    found, expected = router.table.solve(), build().table.solve()
+    torch.testing.assert_close(found.weight, expected.weight, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(router(probe()).weights, build()(probe()).weights)

@@ -59,10 +59,13 @@ def test_an_empty_router_is_stored_and_read(none: bool) -> None:
     assert again(cluster(0)).weights.shape == (40, 0)
 
 
-def test_a_router_stored_before_it_knew_its_share_of_strangers_has_the_default() -> None:
-    tensors, header = tensor_bytes.from_bytes(state.to_bytes(build(none_share=0.1)), "router")
-    del header["settings"]["none_share"]
-    assert state.from_bytes(tensor_bytes.to_bytes(tensors, header)).none_share == 0.002
+def test_a_router_stored_before_it_knew_a_setting_has_the_default() -> None:
+    known = state.to_bytes(build(none_share=0.1, granularity="token"))
+    tensors, header = tensor_bytes.from_bytes(known, "router")
+    del header["settings"]["none_share"], header["settings"]["granularity"]
+    again = state.from_bytes(tensor_bytes.to_bytes(tensors, header))
+    assert (again.none_share, again.granularity) == (0.002, "sequence")
+    assert state.from_bytes(known).granularity == "token"
 
 
 def test_damaged_bytes_are_refused() -> None:

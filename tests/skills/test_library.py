@@ -95,3 +95,18 @@ def test_wrong_values_are_refused() -> None:
         built.add_skill("b", cluster(0, 3), "expert_0", ["one"])
     with pytest.raises(PoolError, match="float32"):
         SkillLibrary(dtype=torch.float16).add_skill("b", 1e6 * cluster(0), "expert_0")
+
+
+def test_ranking_does_not_depend_on_how_the_library_came_about() -> None:
+    grown, probe = library(3), cluster(3, 20, seed=5)
+    grown.nearest(probe)  # From here on the sum is kept up to date.
+    grown.add_skill("skill_3", cluster(3), "expert_3")
+    grown.extend("skill_1", cluster(1, 30, seed=4))
+    grown.remove("skill_0")
+    fresh = SkillLibrary()
+    for skill in grown.skills:
+        fresh.put(skill)
+    left, right = grown.nearest(probe, 3), fresh.nearest(probe, 3)
+    assert [name for name, _ in left] == [name for name, _ in right]
+    for (_, a), (_, b) in zip(left, right, strict=True):
+        assert a == pytest.approx(b, rel=1e-9)

@@ -6,9 +6,10 @@ import time
 
 import pytest
 import torch
+from torch import Tensor
 
 from dylora_moe.errors import DataError
-from dylora_moe.skills.separability import auc, auc_interval, separability
+from dylora_moe.skills.separability import FoldScores, auc, auc_interval, separability
 
 from .builders import cluster
 
@@ -36,11 +37,10 @@ def test_more_features_than_rows_are_no_obstacle_and_take_little_time() -> None:
 
 
 def test_the_scores_are_those_of_the_primal_form() -> None:
-    from dylora_moe.skills.separability import _scores
-
-    train = torch.cat([cluster(0, 12), cluster(1, 9)]).double()
-    labels = torch.cat([torch.zeros(12), torch.ones(9)]).long()
-    test, shrinkage = cluster(0, 5, seed=4).double(), 0.3
+    rows = torch.cat([cluster(0, 12), cluster(1, 9), cluster(0, 5, seed=4)]).double()
+    sides = torch.cat([torch.zeros(12), torch.ones(9), torch.zeros(5)]).long()
+    held_out, shrinkage = torch.arange(26) >= 21, 0.3
+    train, labels, test = rows[:21], sides[:21], rows[21:]
     means = torch.stack([train[labels == side].mean(0) for side in (0, 1)])
     centred = train - means[labels]
     std = (centred.square().sum(0) / 19).sqrt()
@@ -48,9 +48,41 @@ def test_the_scores_are_those_of_the_primal_form() -> None:
     corr += shrinkage * torch.eye(24, dtype=torch.float64)
     weight = torch.linalg.solve(corr, (means[1] - means[0]) / std)
     expected = (test - means.mean(0)) / std @ weight
-    torch.testing.assert_close(_scores(train, labels, test, shrinkage), expected)
-    plain = _scores(train, labels, test, 1.0)
-    torch.testing.assert_close(_scores(train, labels, test, 1 - 1e-9), plain)
+    centred = FoldScores(rows, sides)
+    torch.testing.assert_close(centred.scores(held_out, shrinkage), expected)
+    plain = centred.scores(held_out, 1.0)
+    torch.testing.assert_close(centred.scores(held_out, 1 - 1e-9), plain)
+
+
+def plain_scores(train: Tensor, labels: Tensor, test: Tensor, shrinkage: float) -> Tensor:
+    """The dual form as it is written down, every fold by itself."""
+    means = torch.stack([train[labels == side].mean(0) for side in (0, 1)])
+    centred = train - means[labels]
+    freedom = max(1, len(train) - 2)
+    variance = centred.square().sum(0) / freedom
+    std = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
+    centred = centred / std
+    delta = (means[1] - means[0]) / std
+    points = (test - means.mean(0)) / std
+    ridge = shrinkage * freedom / (1 - shrinkage)
+    gram = centred @ centred.T + ridge * torch.eye(len(train), dtype=torch.float64)
+    return points @ (delta - centred.T @ torch.linalg.solve(gram, centred @ delta)) / shrinkage
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_the_folds_share_changes_no_score(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    n, m, d = (int(torch.randint(4, 90, (1,), generator=generator)) for _ in range(3))
+    scale = 3 * torch.rand(d, generator=generator)
+    rows = (torch.randn(n + m, d, generator=generator) * scale + 50).double()
+    rows[:, 0] = 1.25
+    sides = (torch.arange(n + m) >= n).long()
+    test = torch.rand(n + m, generator=generator) < 0.2
+    test[:2], test[-2:] = False, False
+    test[2] = True
+    expected = plain_scores(rows[~test], sides[~test], rows[test], 0.1)
+    found = FoldScores(rows, sides).scores(test, 0.1)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
 def test_fewer_examples_give_a_wider_interval() -> None:

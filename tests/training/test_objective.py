@@ -8,6 +8,7 @@ from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.routing.router import DynamicHybridRouter
 from dylora_moe.training.objective import (
     Rehearsal,
+    RehearsalRows,
     RouterLossWeights,
     dense_weights,
     mixture_gates,
@@ -130,3 +131,14 @@ def test_rehearsal_lowers_the_cross_entropy_of_every_skill() -> None:
         optimizer.step()
     last = router_losses(router, features["b"], sample, weights)
     assert last.rehearsal < first.rehearsal
+
+
+def test_of_many_skills_fewer_rows_of_each_are_rehearsed_in_a_step() -> None:
+    labels = torch.arange(300).repeat_interleave(3)
+    rows = RehearsalRows(torch.randn(900, 4), torch.randn(900, 300), labels, per_skill=3)
+    drawn = rows.sample(1)
+    assert torch.equal(drawn.labels, torch.arange(300))
+    few = RehearsalRows(rows.features[:30], rows.closed[:30], labels[:30], per_skill=2).sample(1)
+    assert torch.equal(few.labels.bincount(), torch.full((10,), 2))
+    again = RehearsalRows(rows.features, rows.closed, labels, per_skill=3).sample(1)
+    assert torch.equal(drawn.features, again.features)

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 
 from dylora_moe.errors import PoolError
 from dylora_moe.lifecycle.answering import Sampling, answer
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.results import Answer
+from dylora_moe.model.streaming import Streamed
 from dylora_moe.records import Turn
-
-
-class _Stopped(Exception):  # noqa: N818 (a signal, not a fault)
-    """Raised into the generation when nobody reads its text any more."""
 
 
 class Stream:
@@ -30,11 +26,13 @@ class Stream:
         expert: str | None,
         sampling: Sampling,
     ) -> None:
-        self._live, self._prompt, self._expert, self._sampling = live, prompt, expert, sampling
-        self._pieces: queue.Queue[str | None] = queue.Queue()
-        self._given_up = threading.Event()
-        self._answer: Answer | None = None
-        self._error: BaseException | None = None
+        def work(on_piece: Callable[[str], None]) -> Answer:
+            def on_text(_: int, text: str) -> None:
+                on_piece(text)
+
+            return answer(live, [prompt], expert=expert, sampling=sampling, on_text=on_text)[0]
+
+        self._streamed = Streamed(work)
 
     @property
     def answer(self) -> Answer:
@@ -43,42 +41,13 @@ class Stream:
         Raises:
             PoolError: the iteration has not come to its end.
         """
-        if self._answer is None:
+        if not self._streamed.finished:
             raise PoolError("the answer is not finished; iterate over the stream first")
-        return self._answer
+        return self._streamed.result
 
     def __iter__(self) -> Iterator[str]:
-        worker = threading.Thread(target=self._work, daemon=True)
-        worker.start()
-        try:
-            while (piece := self._pieces.get()) is not None:
-                yield piece
-        finally:
-            self._given_up.set()
-            worker.join()
-        if self._error is not None:
-            raise self._error
-
-    def _work(self) -> None:
-        try:
-            found = answer(
-                self._live,
-                [self._prompt],
-                expert=self._expert,
-                sampling=self._sampling,
-                on_text=self._take,
-            )
-            self._answer = found[0]
-        except _Stopped:
-            pass
-        except BaseException as error:
-            # Raised again where the stream is read.
-            self._error = error
-        finally:
-            self._pieces.put(None)
-
-    def _take(self, text: str) -> None:
-        if self._given_up.is_set():
-            raise _Stopped
-        if text:
-            self._pieces.put(text)
+        # Closed by hand: giving this iteration up has to stop the generation at once.
+        with closing(iter(self._streamed)) as pieces:
+            for piece in pieces:
+                if piece:
+                    yield piece

@@ -11,6 +11,8 @@ from dylora_moe import __version__
 from dylora_moe.build.opened import OpenedPool
 from dylora_moe.build.opening import OWN_FEATURES, Own, load_live
 from dylora_moe.foundation.base import ALIASES, Base, load_base
+from dylora_moe.foundation.placement import choose_device
+from dylora_moe.foundation.quantized import choose_quantization
 from dylora_moe.lifecycle.watch import Watch
 from dylora_moe.storage import pool_folder
 
@@ -27,6 +29,7 @@ def make_pool(
     targets: Sequence[str] | None,
     device: str | None,
     dtype: str | None,
+    quantize: str | None,
     seed: int,
     own_prompts: int,
     database: str | None,
@@ -34,8 +37,9 @@ def make_pool(
 ) -> OpenedPool:
     """Makes a pool with no experts; arguments and errors are those of `Pool.create`."""
     pool_folder.check_free(path, database)
-    watch.stage("base", base)
-    loaded = load_base(base, device=device, dtype=dtype, targets=targets, tap=tap)
+    form = choose_quantization(quantize, choose_device(device))
+    watch.stage("base", base if form is None else f"{base} in {form}")
+    loaded = load_base(base, device=device, dtype=dtype, targets=targets, tap=tap, quantize=form)
     own = Own.write(loaded, kind, system, own_prompts, seed, watch)
     body = own.to_bytes()
     meta = make_meta(loaded, lasting_name(base), kind, system, targets, seed, body)
@@ -72,6 +76,7 @@ def make_meta(
         "system": system,
         "tap": base.anatomy.tap_layer,
         "targets": list(targets) if targets is not None else None,
+        "quantize": base.quantize,
         "feature_blocks": list(base.anatomy.feature_blocks),
         "seed": seed,
         "version": __version__,

@@ -19,15 +19,22 @@ class OpenedPool:
         storage: of the pool.
         device, dtype: of the base; what there is where None.
         live: the pool in memory, if it is there already.
+        expert_memory: bytes that experts may take in the model's layers; by the device where None.
     """
 
     def __init__(
-        self, storage: Storage, device: str | None, dtype: str | None, live: LivePool | None = None
+        self,
+        storage: Storage,
+        device: str | None,
+        dtype: str | None,
+        live: LivePool | None = None,
+        expert_memory: int | None = None,
     ) -> None:
         self.storage = storage
         self.meta: Mapping[str, Any] = storage.registry.meta()
         self.stores = Stores(storage.registry, storage.artifacts, storage.examples, storage.runs)
         self._device, self._dtype, self._live = device, dtype, live
+        self._expert_memory = expert_memory
 
     @property
     def live(self) -> LivePool:
@@ -54,7 +61,9 @@ class OpenedPool:
                 dtype=self._dtype,
                 targets=meta["targets"],
                 tap=meta["tap"],
+                # Pools from before there was a choice hold none.
+                quantize=meta.get("quantize"),
             )
             own = read_own(self.storage.artifacts, meta)
-            self._live = load_live(self.storage, meta, base, own)
+            self._live = load_live(self.storage, meta, base, own, self._expert_memory)
         return self._live

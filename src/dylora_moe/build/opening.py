@@ -84,11 +84,16 @@ def read_own(artifacts: ArtifactStore, meta: Mapping[str, Any]) -> Tensor:
 
 
 def load_live(
-    storage: Storage, meta: Mapping[str, Any], base: Base, own: Float[Tensor, "n d_features"]
+    storage: Storage,
+    meta: Mapping[str, Any],
+    base: Base,
+    own: Float[Tensor, "n d_features"],
+    expert_memory: int | None = None,
 ) -> LivePool:
-    """The pool in memory, empty yet.
+    """The pool in memory, empty yet; `expert_memory` is that of `LivePool`.
 
     Raises:
+        ConfigError: memory for no expert.
         PoolError: the base is not the one the pool was made on.
     """
     if base.fingerprint != meta["fingerprint"]:
@@ -97,6 +102,5 @@ def load_live(
             "weights differ); bring that base back, or make a new pool: dylora init POOL"
         )
     fmt = prompt_format(meta["format"], meta["system"])
-    return LivePool(
-        base, fmt, own, storage.artifacts, storage.examples, storage.root / "runs" / ".trunk"
-    )
+    scratch = storage.root / "runs" / ".trunk"
+    return LivePool(base, fmt, own, storage.artifacts, storage.examples, scratch, expert_memory)

@@ -46,6 +46,7 @@ class Pool(PoolReader):
         targets: Sequence[str] | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        quantize: str | None = None,
         seed: int = 0,
         own_prompts: int = OWN_PROMPTS,
         database: str | None = None,
@@ -60,13 +61,14 @@ class Pool(PoolReader):
             system: system prompt of every conversation that has none.
             tap: blocks below it are never adapted; a quarter of the depth where None.
             targets: linear layers to adapt, where the structure does not tell.
+            quantize: int8 or int4 for good; on CUDA int4 is nf4, which may be named anywhere.
             own_prompts: how many prompts the base writes by itself, which *no expert* is fitted on.
             database: URL of a database on a server that keeps the registry, without a password,
                 as postgresql+psycopg://user@host/database; a file in the folder where None.
 
         Raises:
             PoolError: the folder is taken, or the database is or cannot be used.
-            MissingExtraError: the database's driver is not installed.
+            MissingExtraError: the database's driver, or bitsandbytes for nf4, is not installed.
             BaseModelError: the base cannot be found or understood.
             ConfigError: an option out of its range.
         """
@@ -80,6 +82,7 @@ class Pool(PoolReader):
                 targets=targets,
                 device=device,
                 dtype=dtype,
+                quantize=quantize,
                 seed=seed,
                 own_prompts=own_prompts,
                 database=database,

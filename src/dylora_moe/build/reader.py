@@ -34,13 +34,28 @@ class PoolReader:
         self.meta: Mapping[str, Any] = opened.meta
 
     @classmethod
-    def open(cls, path: str | Path, *, device: str | None = None, dtype: str | None = None) -> Self:
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        expert_memory: int | None = None,
+    ) -> Self:
         """Opens a pool; its base is loaded at the first question.
+
+        Args:
+            path: the pool's folder.
+            device: what to compute on; the best there is where None.
+            dtype: of the base; what the device is fast in where None.
+            expert_memory: bytes that experts may take on the device; those that were not used for
+                longest wait in their files. A quarter of a GPU's free memory, else 1 GiB, where
+                None.
 
         Raises:
             PoolError: no pool there.
         """
-        return cls(OpenedPool(pool_folder.open(path), device, dtype))
+        return cls(OpenedPool(pool_folder.open(path), device, dtype, None, expert_memory))
 
     def close(self) -> None:
         """Gives back the database; the pool object is done."""

@@ -53,6 +53,7 @@ def make_recipe(settings: LearnSettings) -> Recipe:
         new_expert=tuple(new_expert),
         more_data=(_phase("consolidation", settings.more_data),),
         gate=router.gate,
+        granularity=router.granularity,
         top_k=router.top_k,
         none_share=router.none_share,
         fit_steps=router.fit_steps,

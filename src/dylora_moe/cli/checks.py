@@ -21,7 +21,13 @@ PYTHONS = ((3, 11), (3, 13))
 SUPPORTED = {"torch": (2, 8), "transformers": (5, 16), "peft": (0, 21)}
 """The lowest version of each that works."""
 
-EXTRAS = {"tensorboard": "tensorboard", "wandb": "wandb", "postgresql": "psycopg"}
+EXTRAS = {
+    "tensorboard": "tensorboard",
+    "wandb": "wandb",
+    "postgresql": "psycopg",
+    "quantize": "bitsandbytes",
+    "gpu": "liger_kernel",
+}
 """Extra to the module it brings."""
 
 _HUB_SECONDS = 3.0
@@ -110,6 +116,21 @@ def _processor() -> Iterator[Check]:
         )
     else:
         yield Check("bf16", "ok", "supported" if dtype == "bfloat16" else "not used on this device")
+    yield check_kernels(device.type)
+
+
+def check_kernels(device: str, installed: Callable[[], bool] | None = None) -> Check:
+    """Whether liger's kernels are used for the families it knows."""
+    from dylora_moe.foundation.kernels import liger_installed
+
+    there = (installed or liger_installed)()
+    if device != "cuda":
+        return Check("kernels", "ok", f"torch's; liger's are for CUDA and not used on {device}")
+    if there:
+        return Check("kernels", "ok", "liger's norms, rotary positions and gated units are used")
+    return Check(
+        "kernels", "note", "torch's; liger is not installed", "pip install 'dylora-moe[gpu]'"
+    )
 
 
 def _memory() -> Check:

@@ -108,11 +108,11 @@ def read_all(adapters: Sequence[Found]) -> None:
         ExpertError: an adapter is damaged, or of a kind that cannot be an expert.
         DataError: prompts that cannot be read.
     """
-    from dylora_moe.experts.adapter_files import read_adapter
+    from dylora_moe.experts.adapter_files import check_adapter
     from dylora_moe.text.prompts import read_prompts
 
     for found in adapters:
-        read_adapter(found.folder)
+        check_adapter(found.folder)
         read_prompts(found.prompts)
 
 

@@ -87,7 +87,8 @@ def _waiting(found: Inspection) -> Check:
 
 def _summary(found: Inspection) -> Check:
     revision = found.revision
-    base = found.meta.get("base", "?")
+    form = found.meta.get("quantize")
+    base = found.meta.get("base", "?") + (f" in {form}" if form else "")
     return Check(
         "pool",
         "ok",

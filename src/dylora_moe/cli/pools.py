@@ -39,6 +39,13 @@ def init(
     ] = None,
     device: Device = None,
     dtype: Dtype = None,
+    quantize: Annotated[
+        Literal["int8", "int4", "nf4"] | None,
+        typer.Option(
+            help="Keep the base's blocks in 8 or 4 bits, for good. On CUDA int4 is nf4, which "
+            "needs bitsandbytes."
+        ),
+    ] = None,
     seed: Annotated[
         int, typer.Option(min=0, max=MAX_SEED, help="Seed of what the base writes by itself.")
     ] = 0,
@@ -76,6 +83,7 @@ def init(
                 targets=names,
                 device=device,
                 dtype=dtype,
+                quantize=quantize,
                 seed=seed,
                 own_prompts=own_prompts,
                 database=database,
@@ -84,6 +92,6 @@ def init(
         ):
             meta = dict(made.meta)
             document = {"pool": made.path, "revision": made.revision.number, "meta": meta}
-        told = ("base", "format", "system", "tap", "seed")
+        told = ("base", "quantize", "format", "system", "tap", "seed")
         facts = {key: meta[key] for key in told if meta.get(key) is not None}
         output.show(document, lambda console: console.print(facts_table(f"New pool {pool}", facts)))

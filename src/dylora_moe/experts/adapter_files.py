@@ -1,31 +1,31 @@
-"""Folders of PEFT LoRA adapters: reading what stock PEFT wrote, writing what it reads.
+"""Folders of PEFT LoRA adapters: what stock PEFT wrote, and writing what it reads.
 
-Knows the file format and which kinds of LoRA the mixture can compute; knows no model.
+Knows the configuration and which kinds of LoRA the mixture can compute; knows no model.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig
-from peft.utils import load_peft_weights
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from dylora_moe.errors import ExpertError
+from dylora_moe.experts.adapter_tensors import (
+    WEIGHTS_NAME,
+    Shape,
+    read_packed,
+    read_shapes,
+    weights_file,
+)
+from dylora_moe.experts.packed import Layout, Packed
 
 CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
-OLD_WEIGHTS_NAME = "adapter_model.bin"
-
-KEY_PREFIX = "base_model.model."
-"""What PEFT puts before a module's path in its files."""
 
 _INITS_OF_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 """Initialisations that changed the base's own weights: their adapters fit no frozen base."""
@@ -49,64 +49,74 @@ _VARIANTS = (
 
 @dataclass(frozen=True)
 class Adapter:
-    """What a folder holds.
+    """What a folder says it holds.
 
     Attributes:
         config: PEFT's configuration.
-        matrices: path of the adapted module to its `lora_A` `[rank, in]` and `lora_B`
-            `[out, rank]`, in the file's dtype, on the CPU.
+        shapes: path of the adapted module to the shapes of its `lora_A` (`[rank, in]` in a sound
+            file) and `lora_B` (`[out, rank]`).
     """
 
     config: LoraConfig
-    matrices: Mapping[str, tuple[Tensor, Tensor]]
+    shapes: Mapping[str, tuple[Shape, Shape]]
 
     @property
     def ranks(self) -> dict[str, int]:
         """Rank of each adapted module."""
-        return {path: down.shape[0] for path, (down, _) in self.matrices.items()}
+        return {path: down[0] for path, (down, _) in self.shapes.items()}
 
 
-def key_a(path: str) -> str:
-    """The name of a module's `lora_A` in an adapter file."""
-    return f"{KEY_PREFIX}{path}.lora_A.weight"
+@dataclass(frozen=True, eq=False)
+class StoredExpert:
+    """An expert in a folder whose files never change, known without its numbers.
 
-
-def key_b(path: str) -> str:
-    """The name of a module's `lora_B` in an adapter file."""
-    return f"{KEY_PREFIX}{path}.lora_B.weight"
-
-
-def weights_file(folder: Path) -> Path:
-    """The file of the folder's tensors.
-
-    Raises:
-        ExpertError: the folder is not a PEFT adapter.
+    Attributes:
+        folder: with PEFT's two files.
+        config: this base's configuration of it.
+        layout: shapes of its matrices.
+        check: called with the file of the numbers before each reading; raises if it is damaged.
     """
-    for name in (WEIGHTS_NAME, OLD_WEIGHTS_NAME):
-        if (folder / name).is_file():
-            return folder / name
-    raise ExpertError(
-        f"{folder} holds no {WEIGHTS_NAME}; give a folder that PEFT's save_pretrained wrote"
-    )
+
+    folder: Path
+    config: LoraConfig
+    layout: Layout
+    check: Callable[[Path], None] | None = None
+
+    def read(self) -> Packed:
+        """The numbers, on the CPU.
+
+        Raises:
+            ExpertError: the file is damaged (or what `check` raises).
+        """
+        file = weights_file(self.folder)
+        if self.check is not None:
+            self.check(file)
+        return read_packed(file, self.layout)
 
 
-def read_adapter(folder: Path) -> Adapter:
-    """Reads a PEFT LoRA adapter without touching a model.
+def read_header(folder: Path) -> Adapter:
+    """Reads what a PEFT LoRA adapter is, without its numbers.
 
     Raises:
-        ExpertError: it is not an adapter, is damaged, or is of a kind that a mixture cannot
+        ExpertError: it is not an adapter, is truncated, or is of a kind that a mixture cannot
             compute (another method than LoRA, DoRA, trained heads or embeddings, ...).
     """
     file = weights_file(folder)
     config = _read_config(folder)
     _check_kind(config, folder)
-    try:
-        tensors = load_peft_weights(str(folder), device="cpu")
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as error:
-        raise ExpertError(
-            f"{file} is damaged or truncated ({error}); copy it again from where it was trained"
-        ) from error
-    return Adapter(config, _pair(tensors, file))
+    return Adapter(config, read_shapes(file))
+
+
+def check_adapter(folder: Path) -> None:
+    """Reads an adapter whole, numbers too; whether it fits a base is not asked.
+
+    Raises:
+        ExpertError: as `read_header`, or numbers that are damaged or not finite.
+    """
+    shapes = read_header(folder).shapes
+    sites = [(path, down, up) for path, (down, up) in shapes.items() if len(down) == len(up) == 2]
+    layout = Layout(tuple((path, down[0], down[1], up[0]) for path, down, up in sites))
+    read_packed(weights_file(folder), layout)
 
 
 def write_adapter(
@@ -177,28 +187,3 @@ def _check_kind(config: LoraConfig, folder: Path) -> None:
             f"{folder} was initialised by {how}, which changed the base's weights; save it as "
             "plain LoRA first (PEFT's path_initial_model_for_weight_conversion)"
         )
-
-
-def _pair(tensors: Mapping[str, Tensor], file: Path) -> dict[str, tuple[Tensor, Tensor]]:
-    downs: dict[str, Tensor] = {}
-    ups: dict[str, Tensor] = {}
-    for key, value in tensors.items():
-        path = key.removeprefix(KEY_PREFIX)
-        if path.endswith(".lora_A.weight"):
-            downs[path.removesuffix(".lora_A.weight")] = value
-        elif path.endswith(".lora_B.weight"):
-            ups[path.removesuffix(".lora_B.weight")] = value
-        else:
-            raise ExpertError(
-                f"{file} holds {key}, which is no LoRA matrix of a linear layer; experts share a "
-                "frozen head and embedding: train it again without them"
-            )
-    if not downs or downs.keys() != ups.keys():
-        raise ExpertError(
-            f"{file} lacks one of the two LoRA matrices of "
-            f"{', '.join(sorted(downs.keys() ^ ups.keys())[:3]) or 'every layer'}; copy it again"
-        )
-    for path, down in downs.items():
-        if not (torch.isfinite(down).all() and torch.isfinite(ups[path]).all()):
-            raise ExpertError(f"{file} holds numbers that are not finite at {path}; copy it again")
-    return {path: (downs[path], ups[path]) for path in sorted(downs)}

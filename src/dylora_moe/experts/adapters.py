@@ -1,7 +1,7 @@
 """Adapters inside the model's layers: the only place that speaks with PEFT's tuner.
 
-Knows how an adapter is injected, switched, moved and taken out; knows nothing of what an expert
-means or where it is stored.
+Knows how an adapter is put in, switched, read and taken out; knows nothing of what an expert means,
+where it is stored, or of those that are not in the layers.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dylora_moe.errors import ExpertError
-from dylora_moe.experts import low_rank
-from dylora_moe.experts.adapter_files import key_a, key_b
+from dylora_moe.experts import lora_layers, low_rank
+from dylora_moe.experts.adapter_tensors import key_a, key_b
 from dylora_moe.experts.gates import GateSlot
 from dylora_moe.experts.mixture import MixtureLinear
+from dylora_moe.experts.packed import Layout, Packed
 
 
 class Adapters:
-    """The LoRA matrices of all experts, by name, in one model.
+    """The LoRA matrices that are in the layers of one model, by name.
 
     Args:
         model: a base without adapters.
@@ -34,59 +35,89 @@ class Adapters:
         self._model = model
         self._slot = slot
         self._tuner: LoraModel | None = None
-        self.configs: dict[str, LoraConfig] = {}
         self._layers: dict[str, dict[str, MixtureLinear]] = {}
+        self._adapted: dict[str, MixtureLinear] = {}
+        self._packed: dict[str, Packed] = {}
+        self._versions: dict[str, int] = {}
+        self._dropouts: dict[str, list[nn.Dropout]] = {}
+        self._learning: Collection[str] | None = ()
         self._dropping = model.training
 
-    def inject(self, name: str, config: LoraConfig, paths: Sequence[str]) -> None:
+    @property
+    def device(self) -> torch.device:
+        """Where the layers are."""
+        return torch.device(self._model.device)
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether the layers lie in the CPU's own memory, so that nothing is copied into them."""
+        return self.device.type == "cpu"
+
+    def create(self, name: str, config: LoraConfig, paths: Sequence[str]) -> None:
         """Puts a new adapter, with `B` zero, into the layers that the configuration names."""
-        layer = functools.partial(MixtureLinear, slot=self._slot)
-        # PEFT does not save this mapping, so each configuration carries it anew; GPT-2's Conv1D
-        # stands beside nn.Linear, or it would get a stock layer.
-        config._register_custom_module({nn.Linear: layer, Conv1D: layer})
-        if self._tuner is None:
-            self._tuner = LoraModel(self._model, {name: config}, name)
-        else:
+        if self._tuner is not None and all(path in self._adapted for path in paths):
+            # PEFT's injection walks through every module of the model, whatever it adapts.
             self._tuner.peft_config[name] = config
-            self._tuner.inject_adapter(self._model, name)
-        self.configs[name] = config
-        found = {path: self._model.get_submodule(path) for path in paths}
-        self._layers[name] = {p: m for p, m in found.items() if isinstance(m, MixtureLinear)}
-        assert len(self._layers[name]) == len(found), "PEFT left a targeted layer stock"
-        for adapted in self._layers[name].values():
-            # A layer made now starts in training mode, whatever the model's.
-            adapted.train(self._model.training)
-            _as_masters(adapted, name)
-        self.train_dropout(self._dropping)
+            layers = {path: self._adapted[path] for path in paths}
+            for layer in layers.values():
+                layer.update_layer(name, config.r, lora_alpha=config.lora_alpha, config=config)
+        else:
+            layers = self._inject(name, config, paths)
+        for layer in layers.values():
+            _as_masters(layer, name)
+        self._came(name, layers)
+        # PEFT has switched gradients in each layer as it saw fit.
+        self._learning = None
+
+    def put(self, name: str, config: LoraConfig, packed: Packed) -> None:
+        """Puts an adapter with these numbers in, frozen.
+
+        Args:
+            packed: on the layers' device; its flat tensor is what the parameters are views of.
+        """
+        paths = packed.layout.paths
+        if self._tuner is None or not all(path in self._adapted for path in paths):
+            # What PEFT draws to begin with is thrown away, and must not move anybody's seed.
+            with torch.random.fork_rng(devices=[]):
+                self._inject(name, config, paths)
+            self._learning = None
+        assert self._tuner is not None
+        self._tuner.peft_config[name] = config
+        layers = {path: self._adapted[path] for path in paths}
+        matrices, dropout = packed.matrices(), lora_layers.dropout_of(config)
+        for path, layer in layers.items():
+            lora_layers.fill(layer, name, config, path, matrices[path], dropout)
+        self._came(name, layers)
+        self._packed[name] = packed
 
     def remove(self, name: str) -> None:
         """Takes an adapter out of every layer."""
         for layer in self._layers.pop(name).values():
-            # Emptied first: PEFT would warn that it activates some other adapter instead.
-            layer.set_adapter([])
-            layer.delete_adapter(name)
-        del self.configs[name]
+            lora_layers.clear(layer, name)
+        self._packed.pop(name, None)
+        del self._versions[name], self._dropouts[name]
         assert self._tuner is not None
         self._tuner.peft_config.pop(name, None)
         self._slot.revision += 1
 
     def unload(self) -> None:
         """Puts the stock layers back; no adapter is left."""
-        for name in tuple(self.configs):
+        for name in tuple(self._layers):
             self.remove(name)
         if self._tuner is not None:
             self._tuner.unload()
             vars(self._model).pop("peft_config", None)
             self._tuner = None
+            self._adapted.clear()
 
     def switch(self, active: Sequence[str], trainable: Collection[str]) -> None:
         """Sets what PEFT calls active (it counts for merging alone) and who requires gradients."""
-        layers = {id(layer): layer for of in self._layers.values() for layer in of.values()}
-        for layer in layers.values():
-            layer.set_adapter(list(active), inference_mode=True)
-        for name in trainable:
+        lora_layers.activate(self._adapted.values(), active)
+        before = self._layers if self._learning is None else self._learning
+        for name in {*before, *trainable} & self._layers.keys():
             for parameter in self.tensors(name).values():
-                parameter.requires_grad_(True)
+                parameter.requires_grad_(name in trainable)
+        self._learning = tuple(trainable)
         if self._tuner is not None:
             self._tuner.active_adapter = list(active)
         self._slot.revision += 1
@@ -94,9 +125,9 @@ class Adapters:
     def train_dropout(self, mode: bool) -> None:
         """Switches the dropout of every adapter, those that come later too."""
         self._dropping = mode
-        for layers in self._layers.values():
-            for layer in layers.values():
-                layer.lora_dropout.train(mode)
+        for dropouts in self._dropouts.values():
+            for dropout in dropouts:
+                dropout.train(mode)
 
     def tensors(self, name: str) -> dict[str, nn.Parameter]:
         """An adapter's parameters under their names in an adapter file."""
@@ -106,24 +137,44 @@ class Adapters:
             found[key_b(path)] = layer.lora_B[name].weight
         return found
 
-    def ranks(self, name: str) -> set[int]:
-        """Ranks that an adapter has in its layers."""
-        return {layer.r[name] for layer in self._layers[name].values()}
+    def matrices(self, name: str) -> dict[str, tuple[Tensor, Tensor]]:
+        """`A` `[rank, in]` and `B` `[out, rank]` in each layer, without gradients."""
+        layers = self._layers[name].items()
+        return {path: lora_layers.pair(layer, name) for path, layer in layers}
+
+    def ranks(self, name: str) -> dict[str, int]:
+        """Rank that an adapter has in each of its layers."""
+        return {path: layer.r[name] for path, layer in self._layers[name].items()}
 
     def scaling(self, name: str) -> float:
         """LoRA's factor before `B A` in the adapter's first layer."""
         return float(next(iter(self._layers[name].values())).scaling[name])
 
-    def paths(self, name: str) -> tuple[str, ...]:
-        """The layers an adapter is in."""
-        return tuple(self._layers[name])
+    def settle(self, name: str) -> None:
+        """What the adapter holds now counts as not written to."""
+        self._versions[name] = self._version(name)
 
-    def write(self, name: str, path: str, down: Tensor, up: Tensor) -> None:
-        """Writes one layer's `A` `[rank, in]` and `B` `[out, rank]`."""
-        layer = self._layers[name][path]
-        with torch.no_grad():
-            layer.lora_A[name].weight.copy_(down)
-            layer.lora_B[name].weight.copy_(up)
+    def is_written(self, name: str) -> bool:
+        """Whether a parameter was written to, by anybody, since the adapter was settled.
+
+        A fused optimizer does it without leaving a trace.
+        """
+        return self._version(name) != self._versions[name]
+
+    def take(self, name: str, layout: Layout) -> Packed:
+        """An adapter's numbers on the CPU: the very tensor they lie in there, else a copy."""
+        pairs = self.matrices(name)
+        packed = self._packed.get(name)
+        if packed is not None and packed.flat.device.type == "cpu":
+            there = packed.matrices()
+            # Whoever moved the model gave the parameters other memory.
+            if all(
+                old.data_ptr() == new.data_ptr()
+                for path, views in there.items()
+                for old, new in zip(views, pairs[path], strict=True)
+            ):
+                return packed
+        return Packed.of(layout, pairs)
 
     def restore(self, name: str, state: Mapping[str, Tensor]) -> None:
         """Writes a state into the parameters that are there.
@@ -149,41 +200,66 @@ class Adapters:
             there = [s for s in sources if path in self._layers[s]]
             if not there:
                 continue
-            own = self._pair(layer, name)
             down, up = low_rank.merge(
-                [self._pair(layer, s) for s in there],
+                [lora_layers.pair(layer, s) for s in there],
                 [sources[s] * layer.scaling[s] for s in there],
-                own,
+                lora_layers.pair(layer, name),
                 layer.scaling[name],
             )
-            self.write(name, path, down, up)
+            lora_layers.write(layer, name, down, up)
+        self._slot.revision += 1
 
     def grow(self, name: str, config: LoraConfig) -> None:
         """Gives an adapter the configuration's rank in every layer and keeps what it computes."""
-        config._register_custom_module(self.configs[name]._custom_modules)
-        for path, layer in self._layers[name].items():
-            old, scaling = self._pair(layer, name), layer.scaling[name]
+        for layer in self._layers[name].values():
+            before, scaling = lora_layers.pair(layer, name), layer.scaling[name]
             layer.update_layer(name, config.r, lora_alpha=config.lora_alpha, config=config)
             _as_masters(layer, name)
             factor = scaling / layer.scaling[name]
-            self.write(name, path, *low_rank.grow(old, self._pair(layer, name), factor))
-            layer.lora_dropout[name].train(self._dropping)
+            lora_layers.write(
+                layer, name, *low_rank.grow(before, lora_layers.pair(layer, name), factor)
+            )
         assert self._tuner is not None
-        self.configs[name] = self._tuner.peft_config[name] = config
+        self._tuner.peft_config[name] = config
+        self._packed.pop(name, None)
+        self._came(name, self._layers[name])
+        self._learning = None
 
-    def move(self, name: str, to_device: bool) -> None:
-        """Moves an adapter's tensors to its layers' devices, or to the CPU."""
-        for layer in self._layers[name].values():
-            device = layer.weight.device if to_device else torch.device("cpu")
-            for module in (layer.lora_A[name], layer.lora_B[name]):
-                module.to(device)
+    def _inject(
+        self, name: str, config: LoraConfig, paths: Sequence[str]
+    ) -> dict[str, MixtureLinear]:
+        layer = functools.partial(MixtureLinear, slot=self._slot)
+        # PEFT does not save this mapping, so each configuration carries it anew; GPT-2's Conv1D
+        # stands beside nn.Linear, or it would get a stock layer.
+        config._register_custom_module({nn.Linear: layer, Conv1D: layer})
+        if self._tuner is None:
+            self._tuner = LoraModel(self._model, {name: config}, name)
+        else:
+            self._tuner.peft_config[name] = config
+            self._tuner.inject_adapter(self._model, name)
+        found = {path: self._model.get_submodule(path) for path in paths}
+        layers = {p: m for p, m in found.items() if isinstance(m, MixtureLinear)}
+        assert len(layers) == len(found), "PEFT left a targeted layer stock"
+        for adapted in layers.values():
+            # A layer made now starts in training mode, whatever the model's.
+            adapted.train(self._model.training)
+        self._adapted |= layers
+        return layers
+
+    def _came(self, name: str, layers: dict[str, MixtureLinear]) -> None:
+        self._layers[name] = layers
+        dropouts = {layer.lora_dropout[name] for layer in layers.values()}
+        self._dropouts[name] = [each for each in dropouts if isinstance(each, nn.Dropout)]
+        for dropout in self._dropouts[name]:
+            dropout.train(self._dropping)
+        self.settle(name)
         self._slot.revision += 1
 
-    @staticmethod
-    def _pair(layer: MixtureLinear, name: str) -> tuple[Tensor, Tensor]:
-        # An expert that was offloaded is read where its layer is.
-        down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
-        return down.detach().to(layer.weight.device), up.detach().to(layer.weight.device)
+    def _version(self, name: str) -> int:
+        counted = 0
+        for layer in self._layers[name].values():
+            counted += layer.lora_A[name].weight._version + layer.lora_B[name].weight._version
+        return counted
 
 
 def _as_masters(layer: MixtureLinear, name: str) -> None:

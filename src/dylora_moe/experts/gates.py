@@ -26,11 +26,16 @@ class Gates:
         experts: adapter names, one per column.
         weights: per row, or per token where several rows are packed into one; a row's weights sum
             to at most 1 and the rest is the base alone.
+        most: experts that any row (or token) uses at most; None where nobody counted.
+        uniform: every weight is exactly one, so that nothing has to be multiplied.
+        kept: what layers made of these gates in inference, for the next step of a generation.
     """
 
     experts: tuple[str, ...]
     weights: Float[Tensor, "batch n"] | Float[Tensor, "batch seq n"]
-    _rank_rows: dict[Any, Tensor] = field(default_factory=dict, repr=False)
+    most: int | None = None
+    uniform: bool = False
+    kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
         if len(set(self.experts)) != len(self.experts):
@@ -51,20 +56,23 @@ class Gates:
 
         The one place where weights are looked at by Python, so that no layer has to wait for them.
         """
-        gates = cls(tuple(experts), weights)
-        used = (weights.detach() != 0).flatten(0, -2).any(dim=0).tolist()
-        columns = [i for i, is_used in enumerate(used) if is_used]
+        cls(tuple(experts), weights)  # Names and columns are checked first.
+        if not len(experts) or not weights.numel():
+            return None
+        used = (weights.detach() != 0).flatten(0, -2)
+        *counts, most = torch.cat([used.sum(0), used.sum(1).amax()[None]]).tolist()
+        columns = [i for i, count in enumerate(counts) if count]
         if not columns:
             return None
-        if len(columns) == len(used):
-            return gates
+        if len(columns) == len(counts):
+            return cls(tuple(experts), weights, most)
         index = torch.tensor(columns, device=weights.device)
-        return cls(tuple(experts[i] for i in columns), weights.index_select(-1, index))
+        return cls(tuple(experts[i] for i in columns), weights.index_select(-1, index), most)
 
     @classmethod
     def only(cls, expert: str, rows: int, device: torch.device | None = None) -> Gates:
         """One expert at weight exactly one for every row."""
-        return cls((expert,), torch.ones(rows, 1, device=device))
+        return cls((expert,), torch.ones(rows, 1, device=device), 1, uniform=True)
 
     def per_token(self, segment_ids: Int[Tensor, "1 seq"]) -> Gates:
         """Weights of each packed row spread over its tokens.
@@ -77,13 +85,31 @@ class Gates:
         """
         if self.weights.dim() != 2:
             raise RoutingError("these gates are per token; packed rows take one weight per row")
-        return Gates(self.experts, self.weights[segment_ids])
+        return Gates(self.experts, self.weights[segment_ids], self.most, self.uniform)
 
     def repeated(self, times: int) -> Gates:
         """Every row `times` times behind itself, as generation repeats prompts for beams."""
         if times == 1:
             return self
-        return Gates(self.experts, self.weights.repeat_interleave(times, dim=0))
+        weights = self.weights.repeat_interleave(times, dim=0)
+        return Gates(self.experts, weights, self.most, self.uniform)
+
+    def picked(
+        self, experts: tuple[str, ...], scalings: tuple[float, ...]
+    ) -> tuple[Int[Tensor, "*rows k"], Float[Tensor, "*rows k"]]:
+        """Each row's (or token's) own experts, and weight times scaling of each.
+
+        Args:
+            experts: those the layer has; the indices are into these.
+            scalings: LoRA's alpha / rank of each.
+
+        Returns:
+            `k` is the most that any row uses; who uses fewer gets others at weight zero.
+        """
+        weights = self._columns(experts)
+        chosen = weights.detach().topk(min(len(experts), self.most or len(experts))).indices
+        factors = torch.tensor(scalings, device=weights.device, dtype=weights.dtype)
+        return chosen, weights.gather(-1, chosen) * factors[chosen]
 
     def along_rank(
         self,
@@ -108,17 +134,21 @@ class Gates:
         # next would not be made again in the recompute.
         keep = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
         key = (experts, ranks, scalings, like.dtype, like.dim(), like.shape[0])
-        if keep and key in self._rank_rows:
-            return self._rank_rows[key]
+        if keep and key in self.kept:
+            kept: Tensor = self.kept[key]
+            return kept
         rows = _expand(self._rows(experts, like), ranks, scalings).to(like.dtype)
         if keep:
-            self._rank_rows[key] = rows
+            self.kept[key] = rows
         return rows
 
+    def _columns(self, experts: tuple[str, ...]) -> Tensor:
+        if experts == self.experts:
+            return self.weights
+        return torch.stack([self.weights[..., self.experts.index(e)] for e in experts], dim=-1)
+
     def _rows(self, experts: tuple[str, ...], like: Tensor) -> Tensor:
-        weights = self.weights
-        if experts != self.experts:
-            weights = torch.stack([weights[..., self.experts.index(e)] for e in experts], dim=-1)
+        weights = self._columns(experts)
         if like.dim() == 2:
             flat = weights.flatten(0, -2)
             return flat.repeat_interleave(like.shape[0] // flat.shape[0], dim=0)

@@ -1,8 +1,8 @@
 """The LoRA layer of the mixture: every expert of a batch in two matrix products.
 
 Knows PEFT's layer and reads its model's gate slot; knows nothing of routing or of where adapters
-come from. The experts are stacked along the rank,
-`y = W x + ((x A^T) * gates) B^T`, with `A` `[sum of ranks, in]`, `B` `[out, sum of ranks]`.
+come from. Which products those are (`products`) is chosen by what they cost: the experts stacked
+along the rank, each row's own gathered, or tokens grouped by expert.
 """
 
 from __future__ import annotations
@@ -16,7 +16,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
-from dylora_moe.experts.gates import GateSlot
+from dylora_moe.experts.gates import Gates, GateSlot
+from dylora_moe.experts.products import (
+    Form,
+    StackedLinear,
+    add_by_row,
+    add_by_token,
+    cheapest,
+    gathered,
+    pile,
+    stack,
+)
 
 
 class MixtureLinear(Linear):
@@ -46,8 +56,8 @@ class MixtureLinear(Linear):
         )
         self.fan_in_fan_out = transposed
         self._slot = slot
-        self._stack_key: Any = None
-        self._stack: tuple[Tensor, Tensor] | None = None
+        self._kept_key: Any = None
+        self._kept: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Base output plus the gated experts' deltas.
@@ -63,52 +73,159 @@ class MixtureLinear(Linear):
             if self.disable_adapters and self.merged:
                 self.unmerge()
             return self._base(x, *args, **kwargs)
-        result = self._base(x, *args, **kwargs)
         gates = self._slot.current
-        if gates is None:
-            return result
-        names = tuple(name for name in gates.experts if name in self.lora_A)
-        if not names:
-            return result
-        ranks = tuple(self.r[name] for name in names)
-        scalings = tuple(self.scaling[name] for name in names)
-        stack_a, stack_b = self._stacks(names, x.dtype)
-        hidden = self._down(x, names, stack_a) * gates.along_rank(names, ranks, scalings, x)
-        return result + functional.linear(hidden, stack_b).to(result.dtype)
+        names = () if gates is None else tuple(n for n in gates.experts if n in self.lora_A)
+        if gates is None or not names:
+            return self._base(x, *args, **kwargs)
+        if args or kwargs or self._needs_operations(x, names):
+            return self._base(x, *args, **kwargs) + self._delta(x, gates, names)
+        form = self._form(x, gates, names)
+        if form == "stacked":
+            if torch.is_grad_enabled():
+                return self._with_graph(x, gates, names)
+            return self._stacked(x, gates, names)
+        return self._sparse(x, gates, names, form)
 
     def _base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result = self.base_layer(x, *args, **kwargs)
         assert isinstance(result, Tensor)
         return result
 
-    def _down(self, x: Tensor, names: tuple[str, ...], stack_a: Tensor) -> Tensor:
+    def _needs_operations(self, x: Tensor, names: tuple[str, ...]) -> bool:
+        """Whether the layer has to be written as separate operations, for others to look into."""
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+            return True
+        if not torch.is_grad_enabled():
+            return False
+        if _frozen(self.base_layer) is None:
+            return True
+        drops = (self.lora_dropout[name] for name in names)
+        return any(isinstance(drop, nn.Dropout) and drop.training for drop in drops)
+
+    def _form(self, x: Tensor, gates: Gates, names: tuple[str, ...]) -> Form:
+        if len(names) == 1 or x.dim() != 3:
+            return "stacked"
+        return cheapest(
+            rows=x.shape[0],
+            length=x.shape[1],
+            experts=len(names),
+            chosen=min(gates.most or len(names), len(names)),
+            per_token=gates.weights.dim() == 3,
+            grouped=x.device.type == "cuda",
+        )
+
+    def _delta(self, x: Tensor, gates: Gates, names: tuple[str, ...]) -> Tensor:
+        """What the experts add, in plain operations: with dropout, and where it is compiled."""
+        downs, ups = stack(self._matrices(names), x.dtype)
         drops = [self.lora_dropout[name] for name in names]
-        if not any(isinstance(drop, nn.Dropout) and drop.training for drop in drops):
-            return functional.linear(x, stack_a)
-        # Each expert drops on its own: a frozen neighbour must not get the young one's noise.
-        rows = stack_a.split([self.r[name] for name in names])
-        parts = [functional.linear(drop(x), a) for drop, a in zip(drops, rows, strict=True)]
-        return torch.cat(parts, dim=-1)
+        if any(isinstance(drop, nn.Dropout) and drop.training for drop in drops):
+            # Each expert drops on its own: a frozen neighbour must not get the young one's noise.
+            rows = downs.split([self.r[name] for name in names])
+            parts = [functional.linear(drop(x), a) for drop, a in zip(drops, rows, strict=True)]
+            down = torch.cat(parts, dim=-1)
+        else:
+            down = functional.linear(x, downs)
+        return functional.linear(down * self._along_rank(x, gates, names), ups)
+
+    def _with_graph(self, x: Tensor, gates: Gates, names: tuple[str, ...]) -> Tensor:
+        """One node of the graph; the experts' part is added within the product."""
+        gate, scale = None, self.scaling[names[0]]
+        if not (gates.uniform and len(names) == 1):
+            gate, scale = self._along_rank(x, gates, names), 1.0
+        matrices = self._matrices(names)
+        weight, bias = _frozen(self.base_layer) or (None, None)
+        assert weight is not None
+        result = StackedLinear.apply(x, weight, bias, gate, scale, *matrices)
+        assert isinstance(result, Tensor)
+        return result
+
+    def _stacked(self, x: Tensor, gates: Gates, names: tuple[str, ...]) -> Tensor:
+        """Without a graph: stacks are kept, and weights that all rows share are in them."""
+        key = (self._slot.revision, x.dtype, x.dim(), x.shape[0])
+        found = gates.kept.get(self)
+        if found is None or found[0] != key or found[1] != _version(found[2]):
+            matrices = self._matrices(names)
+            downs, ups = self._stacks(names, x.dtype)
+            gate = None
+            if gates.uniform and len(names) == 1:
+                ups = ups * self.scaling[names[0]]
+            elif gates.weights.dim() == 2 and gates.weights.shape[0] == 1:
+                ups = ups * self._along_rank(x, gates, names).view(-1, ups.shape[1])[:1]
+            else:
+                gate = self._along_rank(x, gates, names)
+            found = (key, _version(matrices), matrices, downs, ups.t(), gate)
+            if not self._learns(names):
+                gates.kept[self] = found
+        *_, downs, ups, gate = found
+        result = self._base(x)
+        down = functional.linear(x, downs)
+        if gate is not None:
+            down = down * gate
+        # Into the base's output, which is nobody else's.
+        result.view(-1, result.shape[-1]).addmm_(down.view(-1, down.shape[-1]), ups)
+        return result
+
+    def _sparse(self, x: Tensor, gates: Gates, names: tuple[str, ...], form: Form) -> Tensor:
+        """Only the experts that each row, or each token, was given."""
+        key = (self._slot.revision, x.dtype, form)
+        found = gates.kept.get(self)
+        if found is None or found[0] != key or found[1] != _version(found[2]):
+            matrices = self._matrices(names)
+            downs, ups = pile(matrices, x.dtype)
+            scalings = tuple(self.scaling[name] for name in names)
+            chosen, gate = gates.picked(names, scalings)
+            gate = gate.to(x.dtype)
+            if form == "by row":
+                downs, ups, gate = gathered(downs, ups, chosen, gate)
+            found = (key, _version(matrices), matrices, downs, ups, chosen, gate)
+            if not (torch.is_grad_enabled() or self._learns(names)):
+                gates.kept[self] = found
+        *_, downs, ups, chosen, gate = found
+        result = self._base(x)
+        if form == "by row":
+            return add_by_row(result, x, downs, ups, gate)
+        k = chosen.shape[-1]
+        flat = result.view(-1, result.shape[-1])
+        added = add_by_token(
+            flat, x.reshape(-1, x.shape[-1]), downs, ups, chosen.reshape(-1, k), gate.reshape(-1, k)
+        )
+        return added.view_as(result)
+
+    def _along_rank(self, x: Tensor, gates: Gates, names: tuple[str, ...]) -> Tensor:
+        ranks = tuple(self.r[name] for name in names)
+        return gates.along_rank(names, ranks, tuple(self.scaling[name] for name in names), x)
+
+    def _matrices(self, names: tuple[str, ...]) -> tuple[Tensor, ...]:
+        return (
+            *(self.lora_A[name].weight for name in names),
+            *(self.lora_B[name].weight for name in names),
+        )
+
+    def _learns(self, names: tuple[str, ...]) -> bool:
+        # A fused optimizer changes parameters without counting it in `_version`, so nothing is
+        # kept of an expert that learns; freezing it counts as a revision.
+        return any(self.lora_B[name].weight.requires_grad for name in names)
 
     def _stacks(self, names: tuple[str, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        # A fused optimizer changes parameters without counting it in `_version`, so the stack of
-        # an expert that learns is never kept; freezing it counts as a revision.
-        learning = any(self.lora_B[name].weight.requires_grad for name in names)
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or learning:
-            return self._stacked(names, dtype)
-        # `_version` counts in-place changes by hand, `revision` the manager's.
-        version = sum(
-            self.lora_A[name].weight._version + self.lora_B[name].weight._version for name in names
-        )
-        key = (names, dtype, self._slot.revision, version)
-        if self._stack is None or self._stack_key != key:
-            self._stack = self._stacked(names, dtype)
-            self._stack_key = key
-        return self._stack
+        matrices = self._matrices(names)
+        if self._learns(names):
+            return stack(matrices, dtype)
+        key = (names, dtype, self._slot.revision, _version(matrices))
+        if self._kept is None or self._kept_key != key:
+            self._kept, self._kept_key = stack(matrices, dtype), key
+        return self._kept
 
-    def _stacked(self, names: tuple[str, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        downs = [self.lora_A[name].weight for name in names]
-        ups = [self.lora_B[name].weight for name in names]
-        if len(names) == 1:
-            return downs[0].to(dtype), ups[0].to(dtype)
-        return torch.cat(downs).to(dtype), torch.cat(ups, dim=1).to(dtype)
+
+def _version(matrices: tuple[Tensor, ...]) -> int:
+    """Counts in-place changes by hand; those of the manager are the slot's `revision`."""
+    return sum(one._version for one in matrices)
+
+
+def _frozen(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
+    """Weight `[out, in]` and bias of a layer that is a plain product; None for any other."""
+    if type(layer) is nn.Linear and type(layer.weight.data) is Tensor:
+        return layer.weight, layer.bias
+    if isinstance(layer, Conv1D):
+        weight: Tensor = layer.weight
+        return weight.t(), layer.bias
+    return None

@@ -1,69 +1,65 @@
-"""Which experts' tensors lie on the device: the least recently used leave first.
+"""Which experts lie in one kind of memory: the least recently used are the first to leave.
 
-Knows names, sizes and an order; how tensors move is handed in.
+Knows names, sizes and an order; how anything moves is not its business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterator
 
 
 class Residency:
-    """Keeps the experts in use on the device, within a number of bytes.
+    """Names in order of use with their sizes, and a number of bytes they should keep within.
 
-    Args:
-        move: takes a name and whether to bring it to the device (else to the CPU).
-        size: bytes of an expert.
+    Attributes:
+        max_bytes: the budget; None is no limit.
+        held: bytes of all names.
     """
 
-    def __init__(self, move: Callable[[str, bool], None], size: Callable[[str], int]) -> None:
-        self._move = move
-        self._size = size
-        self._order: dict[str, bool] = {}
+    def __init__(self) -> None:
+        self._sizes: dict[str, int] = {}
         self.max_bytes: int | None = None
+        self.held = 0
 
-    @property
-    def offloaded(self) -> tuple[str, ...]:
-        """Experts whose tensors lie on the CPU to save the device's memory."""
-        return tuple(name for name, resident in self._order.items() if not resident)
+    def __contains__(self, name: str) -> bool:
+        return name in self._sizes
 
-    def add(self, name: str) -> None:
-        """A new expert, on the device, the most recently used."""
-        self._order[name] = True
+    def __iter__(self) -> Iterator[str]:
+        """The least recently used first."""
+        return iter(tuple(self._sizes))
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def add(self, name: str, size: int) -> None:
+        """A name that came, or has another size now, as the most recently used."""
+        self.drop(name)
+        self._sizes[name] = size
+        self.held += size
+
+    def use(self, name: str) -> None:
+        """Marks a name as used now; nothing where it is not here."""
+        if name in self._sizes:
+            self._sizes[name] = self._sizes.pop(name)
 
     def drop(self, name: str) -> None:
-        """An expert that was removed."""
-        self._order.pop(name)
+        """A name that left; nothing where it is not here."""
+        self.held -= self._sizes.pop(name, 0)
 
-    def leave(self, name: str) -> None:
-        """Moves an expert to the CPU; nothing if it is there."""
-        if self._order[name]:
-            self._move(name, False)
-            self._order[name] = False
-
-    def touch(self, names: Iterable[str], stay: Collection[str]) -> None:
-        """Brings the named experts to the device, then makes room.
+    def surplus(self, stay: Collection[str], coming: int = 0) -> list[str]:
+        """Names that have to leave so that the rest fits, the least recently used first.
 
         Args:
-            names: used now; they stay whatever their size.
-            stay: experts that must not leave (those in training).
+            stay: must not leave; with them alone the budget may be exceeded.
+            coming: bytes that are about to come.
         """
-        used = tuple(names)
-        for name in used:
-            resident = self._order.pop(name)
-            if not resident:
-                self._move(name, True)
-            self._order[name] = True
-        self.make_room({*used, *stay})
-
-    def make_room(self, stay: Collection[str]) -> None:
-        """Moves the least recently used experts away until the rest fits into `max_bytes`."""
         if self.max_bytes is None:
-            return
-        held = sum(self._size(name) for name, resident in self._order.items() if resident)
-        for name in [name for name, resident in self._order.items() if resident]:
-            if held <= self.max_bytes:
-                return
+            return []
+        leaving, over = [], self.held + coming - self.max_bytes
+        for name, size in self._sizes.items():
+            if over <= 0:
+                break
             if name not in stay:
-                held -= self._size(name)
-                self.leave(name)
+                leaving.append(name)
+                over -= size
+        return leaving

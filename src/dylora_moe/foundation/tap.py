@@ -1,4 +1,5 @@
-"""Listens to the hidden states at and below the tap, and pools them into features.
+"""Listens to the hidden states at and below the tap, and pools them into features: one vector for
+a whole prompt, or one for every token from what stands before it.
 
 Knows blocks and masks; knows nothing of what is decided from the features.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -110,6 +112,70 @@ def pool_features(
         weights @ hidden.float().masked_fill(~mask[..., None], 0.0) / counts for hidden in hiddens
     ]
     return torch.cat(pooled, dim=-1).flatten(0, 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """What running features go on from: the tokens of each row so far.
+
+    Attributes:
+        total: sum of their hidden states in fp32, the feature blocks side by side.
+        count: how many they are, padding not among them.
+    """
+
+    total: Float[Tensor, "rows d_features"]
+    count: Float[Tensor, "rows 1"]
+
+    def rows(self, indices: Int[Tensor, " n"]) -> Prefix:
+        """Those of some rows, in that order."""
+        chosen = indices.to(self.count.device)
+        return Prefix(self.total.index_select(0, chosen), self.count.index_select(0, chosen))
+
+
+@dataclass(frozen=True, eq=False)
+class Running:
+    """Features of every token, and what the next ones go on from.
+
+    Attributes:
+        features: of each token, over it and everything before it in its row.
+        prefix: the rows after their last token; meaningless for packed ones.
+    """
+
+    features: Float[Tensor, "batch seq d_features"]
+    prefix: Prefix
+
+
+def running_features(
+    hiddens: Sequence[Float[Tensor, "batch seq d_model"]],
+    mask: Bool[Tensor, "batch seq"],
+    segment_ids: Int[Tensor, "1 seq"] | None = None,
+    prefix: Prefix | None = None,
+) -> Running:
+    """The mean over each token's prefix, itself included: `pool_features` of every prefix.
+
+    Causal, so a token's features are the same in training, where the rest of its row stands
+    behind it, and in generation, where it is not written yet.
+
+    Args:
+        hiddens: one hidden state per feature block.
+        mask: False on padding, which counts for no mean; its own features mean nothing.
+        segment_ids: for packed rows, the row (0..n-1) each position belongs to, ascending.
+        prefix: what a KV cache holds of each row; None where the rows begin here.
+    """
+    mask = mask.to(hiddens[0].device)
+    # Zeroed, not multiplied: a fully masked position may hold NaN, and 0 * NaN is NaN.
+    values = torch.cat([h.float().masked_fill(~mask[..., None], 0.0) for h in hiddens], dim=-1)
+    counts = mask[..., None].float()
+    if segment_ids is None:
+        totals, counts = values.cumsum(1), counts.cumsum(1)
+    else:
+        # Row by row, not one sum less what stood before: that would round by the neighbours' size.
+        lengths = torch.unique_consecutive(segment_ids[0], return_counts=True)[1].tolist()
+        totals = torch.cat([part.cumsum(1) for part in values.split(lengths, 1)], 1)
+        counts = torch.cat([part.cumsum(1) for part in counts.split(lengths, 1)], 1)
+    if prefix is not None:
+        totals, counts = totals + prefix.total[:, None], counts + prefix.count[:, None]
+    return Running(totals / counts.clamp(min=1.0), Prefix(totals[:, -1], counts[:, -1]))
 
 
 class Skip:

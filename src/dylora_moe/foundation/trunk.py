@@ -40,18 +40,37 @@ class TrunkBatch:
     Attributes:
         hidden: the hidden state entering the tap layer, in the base's dtype.
         features: one row per batch row, or per segment of a packed batch; fp32.
+        below: the hidden states entering the feature blocks below the tap, side by side, in the
+            base's dtype; only where tokens are routed one by one.
     """
 
     hidden: Float[Tensor, "batch seq d_model"]
     features: Float[Tensor, "n d_features"]
+    below: Float[Tensor, "batch seq d_below"] | None = None
 
     def to(self, device: torch.device | str) -> TrunkBatch:
         """The same on another device."""
-        return TrunkBatch(self.hidden.to(device), self.features.to(device))
+        below = None if self.below is None else self.below.to(device)
+        return TrunkBatch(self.hidden.to(device), self.features.to(device), below)
+
+    def hiddens(self) -> Hiddens:
+        """What a TapReader would have heard of this batch.
+
+        Raises:
+            BaseModelError: only the tap's states were kept.
+        """
+        if self.below is None:
+            raise BaseModelError(
+                "the trunk states hold the tap alone, and routing token by token reads the feature "
+                "blocks below it too; compute them with per_token=True"
+            )
+        width = self.hidden.shape[-1]
+        parts = self.below.split(width, dim=-1) if self.below.shape[-1] else ()
+        return (*parts, self.hidden)
 
 
 @torch.no_grad()
-def trunk_states(base: Base, batch: Mapping[str, Tensor]) -> TrunkBatch:
+def trunk_states(base: Base, batch: Mapping[str, Tensor], *, per_token: bool = False) -> TrunkBatch:
     """The tap's hidden state and the features, at the cost of the blocks below the tap.
 
     Always without dropout, also where the model is in training mode, since cached states would
@@ -60,6 +79,7 @@ def trunk_states(base: Base, batch: Mapping[str, Tensor]) -> TrunkBatch:
     Args:
         batch: `input_ids`, `prompt_mask`, and `attention_mask` (left or right padding) or
             `position_ids` with `segment_ids` (packed rows).
+        per_token: keep the states of every feature block, which routing token by token reads.
 
     Raises:
         BaseModelError: packed rows, and a base that cannot keep them apart; or within a replay.
@@ -78,7 +98,8 @@ def trunk_states(base: Base, batch: Mapping[str, Tensor]) -> TrunkBatch:
         _run_trunk(base, inputs)
     hiddens = heard[0]
     features = pool_features(hiddens, batch["prompt_mask"], batch.get("segment_ids"))
-    return TrunkBatch(hiddens[-1], features)
+    below = torch.cat([hiddens[-1][..., :0], *hiddens[:-1]], dim=-1) if per_token else None
+    return TrunkBatch(hiddens[-1], features, below)
 
 
 @contextmanager

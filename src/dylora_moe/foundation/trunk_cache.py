@@ -44,6 +44,9 @@ class TrunkCache:
             in use, so nothing is left behind, not even by a process that is killed.
         memory_bytes: the most that is kept in memory.
         batch_tokens: padded tokens of one pass through the trunk.
+        per_token: keep every feature block's states, as routing token by token needs them: four
+            times the bytes where there are four blocks. Exact, as the running means are made of
+            the very states that the full model makes them of.
         progress: called with (rows done, rows in all) after each pass.
 
     Attributes:
@@ -64,25 +67,29 @@ class TrunkCache:
         folder: Path | None = None,
         memory_bytes: int = MEMORY_BYTES,
         batch_tokens: int = BATCH_TOKENS,
+        per_token: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self.lengths = tuple(len(row.input_ids) for row in rows)
         self.features: Float[Tensor, "n d_features"] = torch.empty(
             len(rows), base.anatomy.d_features
         )
-        self.nbytes = sum(self.lengths) * base.anatomy.d_model * base.dtype.itemsize
+        # The tap's state comes last in a token's numbers, after those of the blocks below it.
+        self._width = base.anatomy.d_features if per_token else base.anatomy.d_model
+        self.nbytes = sum(self.lengths) * self._width * base.dtype.itemsize
         self._starts = [0] * len(rows)
-        self._width = base.anatomy.d_model
+        self._d_model = base.anatomy.d_model
+        self._per_token = per_token
         computed = self._compute(base, rows, batch_tokens, progress)
         if self.nbytes <= memory_bytes:
-            self._states = _in_memory(computed, sum(self.lengths), base)
+            self._states = _in_memory(computed, sum(self.lengths), self._width, base.dtype)
         elif folder is None:
             raise ConfigError(
                 f"the trunk states of {len(rows)} rows take {self.nbytes >> 20} MiB, more than "
                 f"the {memory_bytes >> 20} MiB allowed; give a folder to map them from"
             )
         else:
-            self._states = _in_file(computed, sum(self.lengths), base, folder)
+            self._states = _in_file(computed, sum(self.lengths), self._width, base.dtype, folder)
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -104,7 +111,7 @@ class TrunkCache:
         Raises:
             ValueError: `width` is less than the rows need.
         """
-        states = [self.row(index) for index in indices]
+        states = [self._row(index) for index in indices]
         features = self.features[list(indices)]
         if packed:
             states = [torch.cat(states)]
@@ -112,13 +119,19 @@ class TrunkCache:
         width = longest if width is None else width
         if width < longest:
             raise ValueError(f"{longest} tokens do not fit into a width of {width}")
-        hidden = self._states.new_zeros(len(states), width, self._width)
-        for place, state in zip(hidden, states, strict=True):
+        together = self._states.new_zeros(len(states), width, self._width)
+        for place, state in zip(together, states, strict=True):
             place[: state.shape[0]] = state
-        return TrunkBatch(hidden, features)
+        if not self._per_token:
+            return TrunkBatch(together, features)
+        below, hidden = together.split([self._width - self._d_model, self._d_model], dim=-1)
+        return TrunkBatch(hidden.contiguous(), features, below)
 
     def row(self, index: int) -> Float[Tensor, "seq d_model"]:
-        """One row's states: a view, not to be written to."""
+        """One row's states at the tap: a view, not to be written to."""
+        return self._row(index)[:, -self._d_model :]
+
+    def _row(self, index: int) -> Float[Tensor, "seq width"]:
         start = self._starts[index]
         return self._states[start : start + self.lengths[index]]
 
@@ -129,15 +142,19 @@ class TrunkCache:
         batch_tokens: int,
         progress: Callable[[int, int], None] | None,
     ) -> Iterator[Tensor]:
-        """States `[seq, d_model]` row by row in the order they are stored, which it notes."""
+        """States `[seq, width]` row by row in the order they are stored, which it notes."""
         end = done = 0
         for group in _groups(self.lengths, batch_tokens):
-            trunk = trunk_states(base, _batch([rows[index] for index in group])).to("cpu")
+            batch = _batch([rows[index] for index in group])
+            trunk = trunk_states(base, batch, per_token=self._per_token).to("cpu")
             self.features[group] = trunk.features
-            for index, hidden in zip(group, trunk.hidden, strict=True):
+            states = trunk.hidden
+            if trunk.below is not None:
+                states = torch.cat([trunk.below, states], dim=-1)
+            for index, state in zip(group, states, strict=True):
                 self._starts[index] = end
                 end += self.lengths[index]
-                yield hidden[: self.lengths[index]]
+                yield state[: self.lengths[index]]
             done += len(group)
             if progress is not None:
                 progress(done, len(rows))
@@ -170,8 +187,8 @@ def _batch(rows: Sequence[Row]) -> dict[str, Tensor]:
     }
 
 
-def _in_memory(computed: Iterator[Tensor], n_tokens: int, base: Base) -> Tensor:
-    states = torch.empty(n_tokens, base.anatomy.d_model, dtype=base.dtype)
+def _in_memory(computed: Iterator[Tensor], n_tokens: int, width: int, dtype: torch.dtype) -> Tensor:
+    states = torch.empty(n_tokens, width, dtype=dtype)
     end = 0
     for hidden in computed:
         states[end : end + len(hidden)] = hidden
@@ -179,17 +196,17 @@ def _in_memory(computed: Iterator[Tensor], n_tokens: int, base: Base) -> Tensor:
     return states
 
 
-def _in_file(computed: Iterator[Tensor], n_tokens: int, base: Base, folder: Path) -> Tensor:
+def _in_file(
+    computed: Iterator[Tensor], n_tokens: int, width: int, dtype: torch.dtype, folder: Path
+) -> Tensor:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # Written, not mapped and then filled: a full disk is an error here and a crash there.
         with tempfile.NamedTemporaryFile(prefix="trunk-", suffix=".bin", dir=folder) as file:
             for hidden in computed:
-                _write(file, hidden.to(base.dtype))
+                _write(file, hidden.to(dtype))
             file.flush()
-            flat = torch.from_file(
-                file.name, shared=False, size=n_tokens * base.anatomy.d_model, dtype=base.dtype
-            )
+            flat = torch.from_file(file.name, shared=False, size=n_tokens * width, dtype=dtype)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFullError(
@@ -197,7 +214,7 @@ def _in_file(computed: Iterator[Tensor], n_tokens: int, base: Base, folder: Path
                 "fewer rows"
             ) from error
         raise
-    return flat.view(n_tokens, base.anatomy.d_model)
+    return flat.view(n_tokens, width)
 
 
 def _write(file: BinaryIO | tempfile._TemporaryFileWrapper[bytes], hidden: Tensor) -> None:

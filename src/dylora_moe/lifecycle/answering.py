@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,20 +15,19 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers.generation.streamers import BaseStreamer
 
 from dylora_moe.errors import ConfigError, DataError
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.results import Answer
+from dylora_moe.lifecycle.text_pieces import OnText, text_of, texts_of_rows
 from dylora_moe.model.generation import Generation, generate
+from dylora_moe.model.row_tokens import OnTokens
 from dylora_moe.records import BASE_NAME, Turn
 from dylora_moe.routing.routing import Routing
 from dylora_moe.text.template import Encoded, encode_prompt, stop_token_id
 
 _BATCH_ROWS = 32
-_HALF_A_CHARACTER = "\ufffd"
-"""What tokenizers put for bytes that are no whole character yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +62,14 @@ def answer(
     *,
     expert: str | None = None,
     sampling: Sampling = Sampling(),
-    on_text: Callable[[str], None] | None = None,
+    on_text: OnText | None = None,
 ) -> list[Answer]:
     """Answers prompts, each by the experts its own prompt is routed to, in batches.
 
     Args:
         expert: alias or id of one expert for all, or `base`; the router decides where None.
-        on_text: called after every token with the text that it completed, which may be none; one
-            prompt only. Together the texts are the answer.
+        on_text: called after every token with the number of its prompt and the text that it
+            completed, which may be none. Together a prompt's texts are its answer.
 
     Raises:
         PoolError: no such expert.
@@ -82,7 +81,8 @@ def answer(
     with _seeded(sampling.seed, live.base.device):
         for rows in _batches([len(row) for row in encoded], live, sampling):
             batch = [encoded[index] for index in rows]
-            generation = _generate(live, batch, pinned, sampling, on_text)
+            told = None if on_text is None else texts_of_rows(live, rows, sampling.stop, on_text)
+            generation = _generate(live, batch, pinned, sampling, told)
             for place, index in enumerate(rows):
                 found[index] = _answer(live, generation, place, pinned, sampling)
     return [found[index] for index in range(len(prompts))]
@@ -118,7 +118,7 @@ def _generate(
     batch: Sequence[Sequence[int]],
     expert: str | None,
     sampling: Sampling,
-    on_text: Callable[[str], None] | None,
+    on_tokens: OnTokens | None,
 ) -> Generation:
     pad = live.base.tokenizer.pad_token_id
     width = max(len(row) for row in batch)
@@ -141,9 +141,7 @@ def _generate(
         options |= {"temperature": None, "top_p": None, "top_k": None}
     if sampling.stop:
         options |= {"stop_strings": list(sampling.stop), "tokenizer": live.base.tokenizer}
-    if on_text is not None:
-        options["streamer"] = _Streamer(live, on_text, sampling.stop)
-    return generate(live.model, ids, mask, expert=expert, **options)
+    return generate(live.model, ids, mask, expert=expert, on_tokens=on_tokens, **options)
 
 
 def _answer(
@@ -157,6 +155,10 @@ def _answer(
     while tokens and tokens[-1] == live.base.tokenizer.pad_token_id:
         tokens.pop()
     routing = generation.routing
+    if routing is not None and routing.weights.dim() == 3:
+        # Token by token: the mean over those that the answer has, the one that stopped it too.
+        written = torch.arange(routing.weights.shape[1]) <= len(tokens)
+        routing = routing.over_tokens(written.expand(len(routing.weights), -1))
     if routing is None:
         weights = {} if expert in (None, BASE_NAME) else {str(expert): 1.0}
         none = 1.0 if not weights else 0.0
@@ -166,59 +168,13 @@ def _answer(
         none = float(routing.none[row])
     best = max(weights, key=lambda name: weights[name], default=None)
     return Answer(
-        text=_text(live, tokens, sampling.stop),
+        text=text_of(live, tokens, sampling.stop),
         expert=BASE_NAME if best is None else live.alias(best),
         version=None if best is None else live.versions[best],
         weights={live.alias(name): weight for name, weight in weights.items()},
         none=none,
         tokens=len(tokens),
     )
-
-
-class _Streamer(BaseStreamer):
-    """Hands on the text of one answer as it is written: the pieces together are the answer.
-
-    Held back is what a later token may still change: half a character, and what may become the
-    beginning of a text that ends the answer.
-    """
-
-    def __init__(
-        self, live: LivePool, on_text: Callable[[str], None], endings: Sequence[str]
-    ) -> None:
-        self._live, self._on_text, self._endings = live, on_text, endings
-        self._tokens: list[int] = []
-        self._sent, self._at_the_prompt = 0, True
-
-    def put(self, value: Tensor) -> None:
-        if self._at_the_prompt:
-            self._at_the_prompt = False
-            return
-        self._tokens.extend(value.flatten().tolist())
-        text = _text(self._live, self._tokens, self._endings).rstrip(_HALF_A_CHARACTER)
-        self._send(text, len(text) - max((_overlap(text, e) for e in self._endings), default=0))
-
-    def end(self) -> None:
-        text = _text(self._live, self._tokens, self._endings)
-        self._send(text, len(text))
-
-    def _send(self, text: str, settled: int) -> None:
-        self._on_text(text[self._sent : settled])
-        self._sent = max(self._sent, settled)
-
-
-def _text(live: LivePool, tokens: Sequence[int], endings: Sequence[str]) -> str:
-    """The answer that these tokens are, without what ends it."""
-    stop = stop_token_id(live.base.tokenizer)
-    kept = list(itertools.takewhile(lambda token: token != stop, tokens))
-    text = str(live.base.tokenizer.decode(kept, skip_special_tokens=True))
-    for ending in endings:
-        text = text.partition(ending)[0]
-    return text
-
-
-def _overlap(text: str, ending: str) -> int:
-    """How many characters at the end of the text are the beginning of the ending."""
-    return next((n for n in range(len(ending) - 1, 0, -1) if text.endswith(ending[:n])), 0)
 
 
 @contextmanager
@@ -233,7 +189,10 @@ def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
 
 
 def route(live: LivePool, prompts: Sequence[str | Sequence[Turn]]) -> Routing:
-    """Where prompts would go, without answering them: at the cost of the trunk alone."""
+    """Where prompts would go, without answering them: at the cost of the trunk alone.
+
+    Where the router decides for each token: by what the first token of the answer is written.
+    """
     with torch.no_grad():
         routing: Routing = live.router(prompt_features(live, prompts).to(live.base.device))
     return routing

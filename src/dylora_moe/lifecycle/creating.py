@@ -22,7 +22,12 @@ from dylora_moe.lifecycle.gate import GateDecision
 from dylora_moe.lifecycle.live import LiveSkill
 from dylora_moe.lifecycle.names import checked_name, free_name
 from dylora_moe.lifecycle.results import LearnResult
-from dylora_moe.lifecycle.router_change import adapt_router, router_event, shape_router
+from dylora_moe.lifecycle.router_change import (
+    adapt_router,
+    calibrate_router,
+    router_event,
+    shape_router,
+)
 from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.lifecycle.step import Step, finished
 from dylora_moe.lifecycle.teaching import evaluation_sets, neighbours, target_of, teach
@@ -73,7 +78,7 @@ def create(step: Step) -> LearnResult:
     shape_router(live, step.recipe)
     _give_birth(step, expert_id, alias)
     # Threshold and temperature of before do not fit the refitted rows.
-    adapt_router(live, step.recipe)
+    calibrate_router(live, step.recipe)
     new = _train(step, run, expert_id, alias)
     live.router.set_maturity({expert_id: new.maturity})
     began = time.perf_counter()

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from dylora_moe.lifecycle.answering import Sampling, answer
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.records import BASE_NAME, Example
 from dylora_moe.routing.routing import Routing
 from dylora_moe.scoring.checks import score
-from dylora_moe.training.measure import answer_losses
+from dylora_moe.training.measure import answer_losses, row_routing
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +55,9 @@ def evaluate(
     pinned = expert
     if expert not in (None, BASE_NAME):
         pinned = live.version(str(expert)).expert_id
-    with torch.no_grad():
-        routing: Routing = live.router(rows.features.to(live.base.device))
-    losses = answer_losses(
-        live.model, rows, expert=pinned, gates=routing if pinned is None else None
-    )
+    routing = row_routing(live.model, rows)
+    by_row = pinned is None and not live.model.passes.per_token
+    losses = answer_losses(live.model, rows, expert=pinned, gates=routing if by_row else None)
     beside = None
     if right is not None:
         beside = answer_losses(live.model, rows, expert=live.version(right).expert_id).mean

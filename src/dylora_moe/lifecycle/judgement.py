@@ -5,7 +5,7 @@ Knows the live pool and a detector; changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,12 +15,16 @@ from dylora_moe.lifecycle.observation import Observation
 from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.records import BASE_NAME, Interval, Verdict
 from dylora_moe.skills.library import SkillLibrary
-from dylora_moe.skills.novelty import NoveltyDetector
+from dylora_moe.skills.novelty import NoveltyDetector, side_of
 from dylora_moe.training.measure import RowLosses, answer_losses
 
 _ROWS = 64
 """Rows whose answers are scored for the second axis: enough for an interval, cheap to score."""
-_EXPERTS = 2
+_GLANCE = 16
+"""Of these, what the second-nearest expert is first looked at on."""
+_AS_AT_HOME = 0.1
+"""Relative loss from which on a better expert would have nothing to add."""
+_PERFECT = Interval(0.0, 0.0, 0.0)
 _RESAMPLES = 1000
 
 
@@ -31,7 +35,7 @@ class Judgement:
     Attributes:
         skill_id: the skill it would be learned into; None in an empty pool.
         base_loss: token-mean loss of the base on a sample of the answers.
-        losses: the same of the nearest experts, by id.
+        losses: the same of the nearest experts that were scored on the whole sample, by id.
     """
 
     verdict: Verdict
@@ -48,13 +52,19 @@ def judge(
     *,
     library: SkillLibrary | None = None,
     features: torch.Tensor | None = None,
+    both: bool = False,
 ) -> Judgement:
     """Measures both axes and decides.
+
+    An answer pass is most of a verdict's cost. So the second-nearest expert is scored only where
+    it can matter: not where the verdict is the same however well it does, and on a few rows only
+    where these show that it does badly.
 
     Args:
         card: the pool's scores; an expert's own validation loss is read from it.
         library, features: what the detector compares, where it is not the tap features (a cosine
             test looks at last-layer states).
+        both: scores the second-nearest expert in any case, for what is to start from both.
     """
     measured = detector.measure(
         observation.all_features if features is None else features,
@@ -65,19 +75,60 @@ def judge(
         return Judgement(detector.verdict(measured, tokens=tokens), None, None, {})
     base = answer_losses(live.model, observation.train, expert=BASE_NAME, limit=_ROWS)
     skills = [skill_id for skill_id, _ in measured.nearest]
-    experts = list(dict.fromkeys(live.skills[s].expert_id for s in skills))[:_EXPERTS]
-    losses = {
-        expert: answer_losses(live.model, observation.train, expert=expert, limit=_ROWS)
-        for expert in experts
-    }
+    first, *others = dict.fromkeys(live.skills[s].expert_id for s in skills)
+    losses = {first: answer_losses(live.model, observation.train, expert=first, limit=_ROWS)}
+
+    def decided(fit: Interval) -> Verdict:
+        return detector.verdict(measured, fit=fit, tokens=tokens)
+
     skill_id, fit = _best_fit(live, card, skills, base, losses)
-    verdict = detector.verdict(measured, fit=fit, tokens=tokens)
+    if others and (both or _is_open(decided, fit)):
+        second = _second(live, card, observation, skills, others[0], base, detector, both)
+        if second is not None:
+            losses[others[0]] = second
+            skill_id, fit = _best_fit(live, card, skills, base, losses)
+    verdict = decided(fit)
     if verdict.name in ("known", "revised"):
         # Not told apart from the nearest skill: it is that one, whoever answers better.
         skill_id = skills[0]
     return Judgement(
         verdict, skill_id, base.mean, {expert: found.mean for expert, found in losses.items()}
     )
+
+
+def _is_open(decided: Callable[[Interval], Verdict], fit: Interval) -> bool:
+    """Whether an expert that does better than `fit` would change the verdict, or whom it names."""
+    best = decided(_PERFECT)
+    if decided(fit).name != best.name:
+        return True
+    return best.name == "covered" and fit.value > _AS_AT_HOME
+
+
+def _second(
+    live: LivePool,
+    card: Scorecard,
+    observation: Observation,
+    skills: list[str],
+    expert: str,
+    base: RowLosses,
+    detector: NoveltyDetector,
+    both: bool,
+) -> RowLosses | None:
+    """The second-nearest expert's losses on the whole sample; None where a glance at some of it
+    shows that it does badly, with its whole interval."""
+    rows = observation.train
+    count = min(_ROWS, len(rows))
+    glance = answer_losses(live.model, rows, expert=expert, limit=_GLANCE)
+    seen = len(glance.total)
+    if not both:
+        here = RowLosses(base.total[:seen], base.tokens[:seen])
+        _, fit = _best_fit(live, card, skills, here, {expert: glance})
+        if side_of(fit, detector.limits.fit):
+            return None
+    if seen == count:
+        return glance
+    rest = answer_losses(live.model, rows, expert=expert, only=range(seen, count))
+    return RowLosses(torch.cat([glance.total, rest.total]), torch.cat([glance.tokens, rest.tokens]))
 
 
 def _best_fit(

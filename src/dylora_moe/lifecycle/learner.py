@@ -140,6 +140,7 @@ class Learner:
             fraction=self.recipe.validation_fraction,
             max_length=self.recipe.max_length,
             apart=self.recipe.apart,
+            granularity=self.recipe.granularity,
             progress=lambda done, total: self.watch.progress(done, total, {}),
         )
         self.watch.stage("verdict", arrival.name)
@@ -152,6 +153,7 @@ class Learner:
             detector,
             library=last_layer_library(self.live) if last else None,
             features=last_layer_of(self.live, observation) if last else None,
+            both=self.recipe.shape.start == "merge",
         )
         return observation, judgement
 

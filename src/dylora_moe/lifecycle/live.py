@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from dylora_moe.errors import ConfigError
 from dylora_moe.experts.manager import ExpertManager
+from dylora_moe.experts.tiers import default_budgets
 from dylora_moe.foundation.base import Base
 from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.foundation.trunk_cache import TrunkCache
+from dylora_moe.lifecycle.live_experts import experts_to_be, stored_expert
 from dylora_moe.lifecycle.names import find_expert, find_skill
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.ports import ArtifactStore, ExampleStore
@@ -25,6 +28,7 @@ from dylora_moe.records import Artifact, Example, ExpertVersion, PoolRevision, S
 from dylora_moe.routing import state as router_state
 from dylora_moe.routing.correction import GateKind
 from dylora_moe.routing.router import DynamicHybridRouter
+from dylora_moe.routing.routing import Granularity
 from dylora_moe.skills.library import SkillLibrary
 from dylora_moe.text.template import PromptFormat, encode_all
 from dylora_moe.training.rows import Rows
@@ -51,6 +55,11 @@ class LivePool:
         artifacts: the pool's files.
         examples: the pool's skill store.
         scratch: folder that large trunk states are mapped from.
+        expert_memory: bytes that experts may take in the model's layers; `default_budgets` of the
+            device where None.
+
+    Raises:
+        ConfigError: room for no expert.
 
     Attributes:
         model: base, experts and router.
@@ -68,17 +77,21 @@ class LivePool:
         artifacts: ArtifactStore,
         examples: ExampleStore,
         scratch: Path | None = None,
+        expert_memory: int | None = None,
     ) -> None:
         self.base, self.fmt, self.own, self.scratch = base, fmt, own, scratch
         self._artifacts, self._examples = artifacts, examples
         self.own_statistics = FeatureStatistics.from_features(own)
         self.experts = ExpertManager(base.model, base.anatomy, base_name=base.name)
+        self._limit_experts(expert_memory)
         self.library = SkillLibrary()
         self.skills: dict[str, LiveSkill] = {}
         self.versions: dict[str, int] = {}
         self.revision = PoolRevision(0, None, (), (), None, None, note="empty")
         self.model = DyLoRAMoE(base, self.fresh_router(), self.experts)
-        self._rows: dict[tuple[Artifact, ...], tuple[tuple[Example, ...], Rows | None]] = {}
+        self._rows: dict[
+            tuple[Granularity, tuple[Artifact, ...]], tuple[tuple[Example, ...], Rows | None]
+        ] = {}
         self._keys: dict[Artifact, frozenset[str]] = {}
 
     @property
@@ -86,66 +99,76 @@ class LivePool:
         return self.model.router
 
     def fresh_router(
-        self, gate: GateKind = "linear", top_k: int = 2, none_share: float = 0.002
+        self, gate: GateKind | None = None, like: DynamicHybridRouter | None = None
     ) -> DynamicHybridRouter:
-        """A router in closed form over the library's skills, with nothing learned yet."""
-        router = DynamicHybridRouter(
-            self.base.anatomy.d_features, gate=gate, top_k=top_k, none_share=none_share
-        )
+        """A router in closed form over the library's skills, with nothing learned yet.
+
+        Args:
+            gate: kind of correction.
+            like: has whatever else a pool may be told of its router; a new pool's where None.
+        """
+        shape: dict[str, Any] = {}
+        if like is not None:
+            shape = {"gate": like.gate, "granularity": like.granularity}
+            shape |= {"top_k": like.rule.top_k, "none_share": like.none_share}
+        if gate is not None:
+            shape["gate"] = gate
+        router = DynamicHybridRouter(self.base.anatomy.d_features, **shape)
         router.set_none(self.own_statistics)
         for skill in self.library.skills:
             router.add_expert(skill.skill_id, skill.expert_id, skill.statistics)
         return router.to(self.base.device)
 
     def become(self, revision: PoolRevision, *, dirty: Sequence[str] = ()) -> None:
-        """Makes a revision live: loads what it has, takes out what it has not.
+        """Makes a revision live: takes in what it has, takes out what it has not.
+
+        The numbers of an expert that was not in memory are read, and checked by their hash, when it
+        is first needed; here its files are there and fit the base.
 
         Args:
             revision: of this pool.
-            dirty: experts whose weights in memory were changed and must be read again.
+            dirty: experts whose weights in memory may have been changed.
 
         Raises:
             ArtifactError: a file of the revision is missing or damaged.
         """
-        # Everything is read before anything is replaced: a damaged file leaves the pool answering.
+        # Whatever replaces something is read before: a damaged file leaves the pool answering.
         library = SkillLibrary()
         for record in revision.skills:
             library.load(self._artifacts.open(record.features).read_bytes())
-        skills = {record.skill_id: self._skill(record) for record in revision.skills}
-        wanted = {version.expert_id: version for version in revision.experts}
-        numbers = {name: version.version for name, version in wanted.items()}
-        stale = [
-            name
-            for name in self.experts.names
-            if name in dirty or numbers.get(name) != self.versions.get(name)
-        ]
-        folders = {
-            name: self._folder(version)
-            for name, version in wanted.items()
-            if name in stale or name not in self.experts.names
-        }
         router = None
         if revision.router is not None:
             router = router_state.from_bytes(self._artifacts.open(revision.router).read_bytes())
-        for name in stale:
-            self.experts.remove(name)
-        for name, folder in folders.items():
-            self.experts.load(name, folder)
+        granularity: Granularity = "sequence" if router is None else router.granularity
+        skills = {record.skill_id: self._skill(record, granularity) for record in revision.skills}
+        wanted = {version.expert_id: version for version in revision.experts}
+        numbers = {name: version.version for name, version in wanted.items()}
+        to_be = experts_to_be(self.experts, self._artifacts, revision.experts, self.versions, dirty)
+        to_be.settle(self.experts)
         self.library = library
         self.model.router = (router or self.fresh_router()).to(self.base.device)
         self.skills = skills
+        self._rows = {key: kept for key, kept in self._rows.items() if key[0] == granularity}
         self.versions = numbers
         self.router.set_maturity({name: v.maturity for name, v in wanted.items()})
-        self.experts.freeze()
-        self.experts.activate_all_experts()
         self.revision = revision
+
+    def route_by(self, granularity: Granularity) -> None:
+        """Has the router decide once a row, or for each token, before anything else is changed.
+
+        Routing token by token reads more of the trunk, so the skills' rows are taken anew.
+        """
+        if granularity != self.router.granularity:
+            self.router.granularity = granularity
+            self.skills = {r.skill_id: self._skill(r, granularity) for r in self.revision.skills}
 
     def restore_expert(self, expert_id: str) -> None:
         """Reads the promoted weights of one expert again; library and router stay."""
         version = next(v for v in self.revision.experts if v.expert_id == expert_id)
-        folder = self._folder(version)
+        stored = stored_expert(self.experts, self._artifacts, version)
+        packed = stored.read()
         self.experts.remove(expert_id)
-        self.experts.load(expert_id, folder)
+        self.experts.register(expert_id, stored, packed)
         self.versions[expert_id] = version.version
 
     def ref(self, expert_id: str) -> str:
@@ -178,9 +201,15 @@ class LivePool:
         examples: Sequence[Example],
         *,
         max_length: int | None = None,
+        granularity: Granularity | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> Rows:
         """Token ids and trunk states of examples.
+
+        Args:
+            max_length: tokens of a row; the model's context where None.
+            granularity: of the routing that the rows are for; what the pool has where None.
+            progress: called with (rows done, rows in all).
 
         Raises:
             ConfigError: `max_length` is beyond the model's context.
@@ -188,7 +217,13 @@ class LivePool:
         """
         limit = self.limit(max_length)
         encoded, _ = encode_all(examples, self.base.tokenizer, self.fmt, limit)
-        trunk = TrunkCache(self.base, encoded, folder=self.scratch, progress=progress)
+        trunk = TrunkCache(
+            self.base,
+            encoded,
+            folder=self.scratch,
+            per_token=(granularity or self.router.granularity) == "token",
+            progress=progress,
+        )
         return Rows(tuple(encoded), trunk)
 
     def limit(self, max_length: int | None) -> int | None:
@@ -227,14 +262,18 @@ class LivePool:
                 self._keys[artifact] = frozenset(e.key for e in self._examples.read(artifact))
         return frozenset().union(*(self._keys[artifact] for artifact in files))
 
-    def _skill(self, record: SkillRecord) -> LiveSkill:
-        if record.validation not in self._rows:
-            examples = self.read(record.validation)
-            self._rows[record.validation] = (examples, self.encode(examples) if examples else None)
-        examples, rows = self._rows[record.validation]
-        return LiveSkill(record.skill_id, record.name, record.expert_id, examples, rows)
+    def _limit_experts(self, expert_memory: int | None) -> None:
+        if expert_memory is not None and expert_memory < 1:
+            raise ConfigError(f"{expert_memory} bytes hold no expert; give expert_memory more")
+        on_device, in_memory = default_budgets(self.base.device)
+        self.experts.keep_on_device(on_device if expert_memory is None else expert_memory)
+        self.experts.keep_in_memory(in_memory)
 
-    def _folder(self, version: ExpertVersion) -> Path:
-        for artifact in version.files:
-            self._artifacts.open(artifact)
-        return self._artifacts.root / version.storage_path
+    def _skill(self, record: SkillRecord, granularity: Granularity) -> LiveSkill:
+        key = (granularity, record.validation)
+        if key not in self._rows:
+            examples = self.read(record.validation)
+            rows = self.encode(examples, granularity=granularity) if examples else None
+            self._rows[key] = (examples, rows)
+        examples, rows = self._rows[key]
+        return LiveSkill(record.skill_id, record.name, record.expert_id, examples, rows)

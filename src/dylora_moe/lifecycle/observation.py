@@ -16,6 +16,7 @@ from torch import Tensor
 from dylora_moe.errors import DataError
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.records import Arrival, Example
+from dylora_moe.routing.routing import Granularity
 from dylora_moe.text.split import split
 from dylora_moe.training.rows import Rows
 
@@ -67,6 +68,7 @@ def observe(
     fraction: float,
     max_length: int | None = None,
     apart: frozenset[str] = frozenset(),
+    granularity: Granularity | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Observation:
     """Splits and encodes an arrival and takes its trunk states.
@@ -75,6 +77,7 @@ def observe(
         fraction: share of the new rows that validate, where the arrival names no validation rows.
         max_length: tokens; the model's context where None.
         apart: keys of further rows that never train.
+        granularity: of the routing that they will be learned under; what the pool has where None.
         progress: called with (rows done, rows in all).
 
     Raises:
@@ -89,12 +92,16 @@ def observe(
     start = time.perf_counter()
     total = len(train) + len(validation)
     rows = live.encode(
-        train, max_length=max_length, progress=progress and (lambda done, _: progress(done, total))
+        train,
+        max_length=max_length,
+        granularity=granularity,
+        progress=progress and (lambda done, _: progress(done, total)),
     )
     held_out = (
         live.encode(
             validation,
             max_length=max_length,
+            granularity=granularity,
             progress=progress and (lambda done, _: progress(len(train) + done, total)),
         )
         if validation

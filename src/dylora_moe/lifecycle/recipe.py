@@ -14,6 +14,7 @@ from dylora_moe.experts.sites import Targets
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.records import Example
 from dylora_moe.routing.correction import GateKind
+from dylora_moe.routing.routing import Granularity
 from dylora_moe.skills.growth import GrowthLimits
 from dylora_moe.skills.novelty import NoveltyDetector
 from dylora_moe.training.objective import RouterLossWeights
@@ -43,7 +44,7 @@ class Recipe:
         new_expert: phases of a new expert, and of one whose answers are revised.
         more_data: phases of an expert that gets more data of the same answers.
         fit_steps: of rehearsal on stored features after each change.
-        gate, top_k: of the router; what the pool has where None.
+        gate, granularity, top_k: of the router; what the pool has where None.
         none_share: share of the skills' own rows that the router may send to no expert; what the
             pool has where None.
         tolerance: relative rise of an older skill's loss that the gate lets through.
@@ -65,6 +66,7 @@ class Recipe:
     new_expert: tuple[Phase, ...]
     more_data: tuple[Phase, ...]
     gate: GateKind | None
+    granularity: Granularity | None
     top_k: int | None
     none_share: float | None
     fit_steps: int

@@ -8,12 +8,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.recipe import Recipe
 from dylora_moe.records import MATURE_FROM, Event
-from dylora_moe.routing.fit import FitReport, fit_correction
+from dylora_moe.routing.fit import FitReport, calibrate_closed, fit_correction
 from dylora_moe.routing.losses import balance_loss
+from dylora_moe.routing.rehearsal import even_sample
 from dylora_moe.routing.routing import Routing
 
 
@@ -22,12 +24,14 @@ def shape_router(live: LivePool, recipe: Recipe) -> None:
     the rest as the pool has it; another kind of gate starts its correction anew."""
     old = live.router
     if recipe.gate is not None and old.gate != recipe.gate:
-        live.model.router = live.fresh_router(recipe.gate, old.rule.top_k, old.none_share)
+        live.model.router = live.fresh_router(recipe.gate, like=old)
         live.router.set_maturity(old.maturity)
     if recipe.top_k is not None:
         live.router.rule = replace(live.router.rule, top_k=recipe.top_k)
     if recipe.none_share is not None:
         live.router.none_share = recipe.none_share
+    if recipe.granularity is not None:
+        live.route_by(recipe.granularity)
 
 
 def adapt_router(live: LivePool, recipe: Recipe) -> FitReport:
@@ -35,7 +39,7 @@ def adapt_router(live: LivePool, recipe: Recipe) -> FitReport:
     live.router.anneal(_ripeness(live))
     return fit_correction(
         live.router,
-        {skill.skill_id: skill.features.float() for skill in live.library.skills},
+        _stored(live),
         live.own,
         steps=recipe.fit_steps,
         seed=recipe.seed,
@@ -43,6 +47,20 @@ def adapt_router(live: LivePool, recipe: Recipe) -> FitReport:
         z=recipe.losses.z,
         entropy=recipe.losses.entropy,
     )
+
+
+def calibrate_router(live: LivePool, recipe: Recipe) -> None:
+    """What `adapt_router` does to the router, without a report: for a new row, before its expert
+    trains. A gate that is the closed form alone has nothing to be judged."""
+    if recipe.fit_steps or not live.router.correction.is_zero:
+        adapt_router(live, recipe)
+        return
+    live.router.anneal(_ripeness(live))
+    calibrate_closed(live.router, _stored(live), live.own)
+
+
+def _stored(live: LivePool) -> dict[str, Tensor]:
+    return {skill.skill_id: skill.features for skill in live.library.skills}
 
 
 def _ripeness(live: LivePool) -> float:
@@ -55,9 +73,11 @@ def router_event(live: LivePool, report: FitReport, seconds: float, run_id: str 
     """The event `router` with what the fit came to, and how the stored rows are shared out now."""
     none = report.none
     with torch.no_grad():
-        stored = torch.cat([live.own, *(s.features.float() for s in live.library.skills)])
+        parts = [live.own, *(skill.features for skill in live.library.skills)]
+        chosen = even_sample([len(part) for part in parts])
+        stored = torch.cat([p[rows].float() for p, rows in zip(parts, chosen, strict=True)])
         routing: Routing = live.router(stored.to(live.base.device))
-        belongs = torch.arange(len(stored), device=live.base.device) >= len(live.own)
+        belongs = torch.arange(len(stored), device=live.base.device) >= len(chosen[0])
         balance = balance_loss(routing.probabilities, belongs)
     return Event(
         "router",

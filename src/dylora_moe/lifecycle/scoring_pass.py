@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from dylora_moe.lifecycle.answering import Sampling, answer
 from dylora_moe.lifecycle.live import LivePool, LiveSkill
 from dylora_moe.lifecycle.scorecard import RowScore, Scorecard, SkillCard
 from dylora_moe.routing.routing import Routing
 from dylora_moe.scoring.checks import score
-from dylora_moe.training.measure import answer_losses
+from dylora_moe.training.measure import answer_losses, row_routing
 from dylora_moe.training.rows import Rows
 
 _LONGEST_ANSWER = 256
@@ -61,7 +59,7 @@ def _score_skill(
 ) -> tuple[SkillCard, int]:
     if skill.rows is None:
         return SkillCard(skill.name, skill.expert_id, float("nan"), ()), 0
-    routing = _route(live, skill.rows)
+    routing = row_routing(live.model, skill.rows)
     weights = _weights_by_ref(live, routing)
     known = {row.key: row for row in before.rows} if before is not None else {}
     moved = [
@@ -71,6 +69,8 @@ def _score_skill(
         or known[encoded.key].moved(weights[index])
         or any(ref.partition("@")[0] in changed for ref in weights[index])
     ]
+    # Their experts are read while the first of these rows run.
+    live.experts.prefetch([ref.partition("@")[0] for index in moved for ref in weights[index]])
     fresh = _losses(live, skill.rows, moved, routing)
     to_check = _to_generate(skill, generate)
     checked = _checked(
@@ -101,12 +101,6 @@ def _score_skill(
     return SkillCard(skill.name, live.ref(skill.expert_id), pinned, tuple(rows)), len(moved)
 
 
-@torch.no_grad()
-def _route(live: LivePool, rows: Rows) -> Routing:
-    routing: Routing = live.router(rows.features.to(live.base.device))
-    return routing
-
-
 def _weights_by_ref(live: LivePool, routing: Routing) -> list[dict[str, float]]:
     refs = [live.ref(expert) for expert in routing.experts]
     return [
@@ -120,7 +114,9 @@ def _losses(
 ) -> dict[int, tuple[float, int]]:
     if not chosen:
         return {}
-    losses = answer_losses(live.model, rows, gates=routing, only=chosen)
+    # Decisions for each token do not go into one row of weights; the pass makes them again.
+    gates = None if live.model.passes.per_token else routing
+    losses = answer_losses(live.model, rows, gates=gates, only=chosen)
     pairs = zip(losses.total.tolist(), losses.tokens.tolist(), strict=True)
     return {index: (total, tokens) for index, (total, tokens) in zip(chosen, pairs, strict=True)}
 

@@ -163,7 +163,7 @@ def _refit(live: LivePool, recipe: Recipe) -> Event | None:
     """Fits the router on the skills that are left; none left, it is as the pool was made with."""
     if not live.router.rows:
         old = live.router
-        live.model.router = live.fresh_router(old.gate, old.rule.top_k, old.none_share)
+        live.model.router = live.fresh_router(like=old)
         return None
     began = time.perf_counter()
     return router_event(live, adapt_router(live, recipe), time.perf_counter() - began, None)

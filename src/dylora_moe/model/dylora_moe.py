@@ -6,15 +6,14 @@ pools or texts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from dylora_moe.errors import ConfigError, RoutingError
 from dylora_moe.experts.gates import Gates
@@ -24,10 +23,12 @@ from dylora_moe.foundation.base import Base
 from dylora_moe.foundation.tap import TapReader
 from dylora_moe.foundation.trunk import TrunkBatch, replay
 from dylora_moe.model import checkpointing
-from dylora_moe.model.loss import TrainedPositions, cross_entropy, trained_positions
+from dylora_moe.model.head import answer_losses_of, ends_at_head, passed_over, selecting
+from dylora_moe.model.loss import TrainedPositions, cross_entropy, summed_up, trained_positions
 from dylora_moe.model.operations import count_operations
 from dylora_moe.model.output import RoutedOutput
 from dylora_moe.model.passes import Passes, prompt_mask_of
+from dylora_moe.model.prefix_cache import with_prefix_cache
 from dylora_moe.routing.router import DynamicHybridRouter
 from dylora_moe.routing.routing import Routing
 
@@ -97,6 +98,7 @@ class DyLoRAMoE(nn.Module):
         gates: Gates | Routing | None = None,
         expert: str | None = None,
         trained_logits_only: bool = False,
+        loss_only: bool = False,
         num_items_in_batch: Tensor | int | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -108,12 +110,14 @@ class DyLoRAMoE(nn.Module):
             attention_mask: of padded rows; none for packed ones.
             position_ids: of packed rows.
             labels: the token itself where it is trained, -100 elsewhere; shifted here.
-            prompt_mask: what routing pools over; the attention mask where there are no labels.
+            prompt_mask: what routing of rows pools over; the attention mask where there are no
+                labels.
             segment_ids: row (0..n-1) of each token of a packed batch.
             trunk: cached states of this very batch; the pass then starts at the tap.
-            gates: weights of experts per row (or segment), or an earlier pass's routing.
+            gates: weights of experts per row (or segment) or token, or an earlier pass's routing.
             expert: one expert for all rows at weight one, or `base` for none.
             trained_logits_only: compute logits only where labels are trained.
+            loss_only: compute the loss there and return no logits at all (`head`).
             num_items_in_batch: what HF's Trainer divides the summed loss by.
             use_cache: the base's own default where there are no labels.
             kwargs: handed to the base.
@@ -122,8 +126,10 @@ class DyLoRAMoE(nn.Module):
             RoutingError: the arguments contradict each other, or do not say what to route by.
             ExpertError: an unknown expert.
         """
-        if labels is None and trained_logits_only:
-            raise RoutingError("trained_logits_only needs labels; pass them or leave it out")
+        if labels is None and (trained_logits_only or loss_only):
+            raise RoutingError(
+                "the loss needs labels; pass them, or leave trained_logits_only and loss_only out"
+            )
         if segment_ids is not None:
             self._check_packed(attention_mask, position_ids)
         if input_ids is None:
@@ -132,26 +138,37 @@ class DyLoRAMoE(nn.Module):
             use_cache = False
         inputs = dict(kwargs, input_ids=input_ids, attention_mask=attention_mask)
         inputs |= {"position_ids": position_ids, "use_cache": use_cache}
+        chosen = gates is not None or expert is not None or self.experts.pinned is not None
+        if self.passes.per_token and not chosen:
+            inputs = with_prefix_cache(inputs, self.config)
         positions = None if labels is None else trained_positions(labels, segment_ids)
+        without_logits = loss_only and ends_at_head(self.base)
         with ExitStack() as stack:
-            if gates is not None or expert is not None or self.experts.pinned is not None:
-                source = self.passes.told(gates, expert, input_ids.shape[0], segment_ids)
+            if chosen:
+                source = self.passes.told(gates, expert, input_ids.shape, segment_ids)
             elif trunk is not None:
-                source = self.passes.routed(trunk.features, segment_ids)
+                source = self.passes.routed(trunk, inputs | {"segment_ids": segment_ids})
+            elif self.passes.per_token:
+                source = self.passes.listening_by_token(inputs, segment_ids)
             else:
                 mask = prompt_mask_of(inputs, prompt_mask, labels)
                 source = self.passes.listening(mask, segment_ids)
             routings = stack.enter_context(source)
             if trunk is not None:
                 stack.enter_context(replay(self.base, trunk.hidden))
-            if positions is not None and trained_logits_only:
-                stack.enter_context(self._head_sees(positions.mask))
+            if positions is not None and (trained_logits_only or loss_only):
+                stack.enter_context(selecting(self._head, positions.mask))
+            if without_logits:
+                stack.enter_context(passed_over(self._head))
             output = self.model(**{k: v for k, v in inputs.items() if v is not None})
-        if positions is not None and trained_logits_only:
-            output.logits = output.logits.squeeze(0)
-        return _routed_output(
-            output, routings[0] if routings else None, positions, num_items_in_batch
-        )
+        routed = RoutedOutput(**output, routing=routings[0] if routings else None)
+        if positions is not None:
+            if trained_logits_only or loss_only:
+                routed.logits = output.logits.squeeze(0)
+            self._give_loss(routed, positions, num_items_in_batch, without_logits)
+            if loss_only:
+                routed.logits = None
+        return routed
 
     @property
     def passes(self) -> Passes:
@@ -176,17 +193,30 @@ class DyLoRAMoE(nn.Module):
             raise RoutingError("nothing to read; pass input_ids, or the trunk of a batch")
         return torch.zeros(trunk.hidden.shape[:2], dtype=torch.long, device=self.device)
 
-    @contextmanager
-    def _head_sees(self, mask: Bool[Tensor, "batch seq"]) -> Iterator[None]:
-        def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return (args[0][mask.to(args[0].device)].unsqueeze(0), *args[1:])
+    @property
+    def _head(self) -> nn.Module:
+        head: nn.Module = self.model.get_submodule(self.base.anatomy.head_name)
+        return head
 
-        head = self.model.get_submodule(self.base.anatomy.head_name)
-        handle = head.register_forward_pre_hook(select)
-        try:
-            yield
-        finally:
-            handle.remove()
+    def _give_loss(
+        self,
+        routed: RoutedOutput,
+        positions: TrainedPositions,
+        num_items: Tensor | int | None,
+        without_logits: bool,
+    ) -> None:
+        """Sets the losses; without logits, those stand for the last hidden states."""
+        logits, head = routed.logits, self._head
+        assert logits is not None
+        chosen = logits if logits.dim() == 2 else logits[positions.mask]
+        if without_logits:
+            assert isinstance(head, nn.Linear)
+            losses = answer_losses_of(chosen, head, positions.targets)
+            loss = summed_up(losses, positions, num_items)
+        else:
+            loss = cross_entropy(chosen, positions, num_items)
+        routed.loss, routed.n_tokens = loss.mean, loss.n_tokens
+        routed.row_losses, routed.row_tokens = loss.row_means, loss.row_tokens
 
     def train(self, mode: bool = True) -> DyLoRAMoE:
         """Training mode of experts (their dropout) and router; the base stays in eval mode."""
@@ -271,19 +301,3 @@ class DyLoRAMoE(nn.Module):
     @property
     def _adapted_blocks(self) -> list[nn.Module]:
         return list(blocks(self.model, self.base.anatomy)[self.base.anatomy.tap_layer :])
-
-
-def _routed_output(
-    output: CausalLMOutputWithPast,
-    routing: Routing | None,
-    positions: TrainedPositions | None,
-    num_items: Tensor | int | None,
-) -> RoutedOutput:
-    routed = RoutedOutput(**output, routing=routing)
-    if positions is not None:
-        assert output.logits is not None
-        chosen = output.logits if output.logits.dim() == 2 else output.logits[positions.mask]
-        loss = cross_entropy(chosen, positions, num_items)
-        routed.loss, routed.n_tokens = loss.mean, loss.n_tokens
-        routed.row_losses, routed.row_tokens = loss.row_means, loss.row_tokens
-    return routed

@@ -81,11 +81,26 @@ def cross_entropy(
     Args:
         logits: one row per target, in reading order, of any float type.
         positions: the targets.
-        num_items: trained tokens of the whole accumulated step, as HF's Trainer hands them in;
-            the sum is divided by it instead of by this batch's own count.
+        num_items: as `summed_up` takes it.
     """
     # fp32: a bf16 log-softmax over a large vocabulary is off in the second digit.
     losses = functional.cross_entropy(logits.float(), positions.targets, reduction="none")
+    return summed_up(losses, positions, num_items)
+
+
+def summed_up(
+    losses: Float[Tensor, " n"],
+    positions: TrainedPositions,
+    num_items: Tensor | int | None = None,
+) -> Loss:
+    """The mean over all targets and over each row's.
+
+    Args:
+        losses: of the targets, in reading order.
+        positions: the targets.
+        num_items: trained tokens of the whole accumulated step, as HF's Trainer hands them in;
+            the sum is divided by it instead of by this batch's own count.
+    """
     tokens = torch.bincount(positions.rows, minlength=positions.n_rows)
     sums = torch.zeros(positions.n_rows, device=losses.device)
     sums = sums.index_add(0, positions.rows, losses.detach())

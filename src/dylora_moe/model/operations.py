@@ -5,6 +5,7 @@ Knows parameter counts; measures nothing.
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from dylora_moe.foundation.anatomy import Anatomy, blocks
@@ -24,10 +25,15 @@ def count_operations(model: nn.Module, anatomy: Anatomy, tokens: int, *, from_ta
         from_tap: whether the trunk is replayed.
     """
     parts = blocks(model, anatomy)
-    below = sum(p.numel() for block in parts[: anatomy.tap_layer] for p in block.parameters())
+    below = sum(_numbers(p) for block in parts[: anatomy.tap_layer] for p in block.parameters())
     above = [p for block in parts[anatomy.tap_layer :] for p in block.parameters()]
     above += list(model.get_submodule(anatomy.head_name).parameters())
-    backward = sum(2 * p.numel() for p in above)
-    own = sum(2 * p.numel() for p in above if p.requires_grad)
-    forward = 2 * sum(p.numel() for p in above) + (0 if from_tap else 2 * below)
+    backward = sum(2 * _numbers(p) for p in above)
+    own = sum(2 * _numbers(p) for p in above if p.requires_grad)
+    forward = 2 * sum(_numbers(p) for p in above) + (0 if from_tap else 2 * below)
     return tokens * (forward + backward + own)
+
+
+def _numbers(parameter: nn.Parameter) -> int:
+    """Weights in a parameter; of 4-bit ones two share a byte."""
+    return parameter.numel() * (2 if parameter.dtype == torch.uint8 else 1)

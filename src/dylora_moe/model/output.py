@@ -23,7 +23,8 @@ class RoutedOutput(CausalLMOutputWithPast):
     a segment of a packed one.
 
     Attributes:
-        routing: the gate's decision per row; None where the caller decided.
+        routing: the gate's decision per row, or per token where the router decides for each; None
+            where the caller decided.
         n_tokens: trained tokens in the batch, where labels were given.
         row_losses: mean loss of each row's trained tokens (0 where it has none), detached.
         row_tokens: trained tokens of each row.

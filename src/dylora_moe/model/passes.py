@@ -5,7 +5,7 @@ Knows router, experts and tap; knows nothing of labels, losses or generation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,9 @@ from torch import Tensor
 from dylora_moe.errors import RoutingError
 from dylora_moe.experts.gates import Gates
 from dylora_moe.experts.manager import ExpertManager
-from dylora_moe.foundation.tap import Hiddens, TapReader, pool_features
+from dylora_moe.foundation.tap import Hiddens, TapReader, pool_features, running_features
+from dylora_moe.foundation.trunk import TrunkBatch
+from dylora_moe.model.prefix_cache import PrefixCache
 from dylora_moe.records import BASE_NAME
 from dylora_moe.routing.router import DynamicHybridRouter
 from dylora_moe.routing.routing import Routing
@@ -27,14 +29,16 @@ def gates_of(routing: Gates | Routing, segment_ids: Tensor | None = None) -> Gat
     """The gates of a decision: experts that nobody in the batch was given are dropped.
 
     Args:
-        routing: weights per row, or per segment of a packed batch.
-        segment_ids: spreads them over the tokens of each segment.
+        routing: weights per row, per segment of a packed batch, or per token.
+        segment_ids: spreads weights per segment over the tokens of each.
 
     Returns:
         None where no expert is left.
     """
     gates = Gates.chosen(routing.experts, routing.weights)
-    return gates if gates is None or segment_ids is None else gates.per_token(segment_ids)
+    if gates is None or segment_ids is None or gates.weights.dim() == 3:
+        return gates
+    return gates.per_token(segment_ids)
 
 
 def prompt_mask_of(
@@ -60,6 +64,14 @@ def prompt_mask_of(
         )
     mask = inputs.get("attention_mask")
     return torch.ones_like(inputs["input_ids"]).bool() if mask is None else mask.bool()
+
+
+def token_mask_of(attention_mask: Tensor | None, hidden: Tensor) -> Bool[Tensor, "batch seq"]:
+    """False on padding, for the tokens of this pass: the last ones where a cache holds others."""
+    batch, seq = hidden.shape[:2]
+    if attention_mask is None:
+        return torch.ones(batch, seq, dtype=torch.bool, device=hidden.device)
+    return attention_mask[:, -seq:].bool().to(hidden.device)
 
 
 def check_one_choice(expert: str | None, gates: Gates | Routing | None) -> None:
@@ -94,15 +106,15 @@ class Passes:
         self,
         gates: Gates | Routing | None,
         expert: str | None,
-        rows: int,
+        shape: Sequence[int],
         segment_ids: Tensor | None,
     ) -> Iterator[list[Routing]]:
         """The caller's choice, or the pinned expert.
 
         Args:
-            gates: weights per row or segment.
+            gates: weights per row or segment, or per token.
             expert: a name, `base`, or None for the pinned one.
-            rows: of the batch.
+            shape: rows and tokens of the batch.
             segment_ids: of a packed batch.
 
         Raises:
@@ -110,10 +122,15 @@ class Passes:
         """
         check_one_choice(expert, gates)
         if gates is not None:
-            found = gates.weights.shape[0]
-            if segment_ids is None and found != rows:
+            found = gates.weights.shape[:-1]
+            if len(found) == 1 and segment_ids is None and found[0] != shape[0]:
                 raise RoutingError(
-                    f"gates for {found} rows and a batch of {rows}; give one for each row"
+                    f"gates for {found[0]} rows and a batch of {shape[0]}; give one for each row"
+                )
+            if len(found) == 2 and found != torch.Size(shape):
+                raise RoutingError(
+                    f"gates per token for {list(found)} and a batch of {list(shape)}; give one for "
+                    "each token of this pass"
                 )
             choice = gates_of(gates, segment_ids)
         else:
@@ -124,13 +141,48 @@ class Passes:
         with self.bound(choice):
             yield []
 
+    @property
+    def per_token(self) -> bool:
+        """Whether the router decides for each token, not once a row."""
+        return self.router.granularity == "token"
+
+    def features(
+        self, trunk: TrunkBatch, inputs: Mapping[str, Any]
+    ) -> Float[Tensor, "*decisions d_features"]:
+        """What the router decides by in a batch whose trunk states are known: a vector a row (or
+        segment), or one a token.
+
+        Args:
+            trunk: of the batch.
+            inputs: its `attention_mask` or `segment_ids`, where it has them.
+
+        Raises:
+            BaseModelError: it decides for each token, and only the tap's states were kept.
+        """
+        if not self.per_token:
+            return trunk.features
+        mask = token_mask_of(inputs.get("attention_mask"), trunk.hidden)
+        return running_features(trunk.hiddens(), mask, inputs.get("segment_ids")).features
+
+    def decided(self, trunk: TrunkBatch, inputs: Mapping[str, Any]) -> Routing:
+        """What the router says of a batch before its pass; as `features`."""
+        found = self.features(trunk, inputs)
+        if not self.per_token:
+            routing: Routing = self.router(found)
+            return routing
+        return self._by_token(found, token_mask_of(inputs.get("attention_mask"), trunk.hidden))
+
+    def _by_token(
+        self, features: Float[Tensor, "batch seq d_features"], mask: Bool[Tensor, "batch seq"]
+    ) -> Routing:
+        routing: Routing = self.router(features, mask)
+        return routing.masked(mask)
+
     @contextmanager
-    def routed(
-        self, features: Float[Tensor, "rows d_features"], segment_ids: Tensor | None
-    ) -> Iterator[list[Routing]]:
-        """Routing by features that are known before the pass."""
-        routing = self.router(features)
-        with self.bound(gates_of(routing, segment_ids)):
+    def routed(self, trunk: TrunkBatch, inputs: Mapping[str, Any]) -> Iterator[list[Routing]]:
+        """Routing by states that are known before the pass; arguments as of `features`."""
+        routing = self.decided(trunk, inputs)
+        with self.bound(gates_of(routing, inputs.get("segment_ids"))):
             yield [routing]
 
     @contextmanager
@@ -147,3 +199,38 @@ class Passes:
 
         with self.bound(None), self.tap.listening(at_the_tap):
             yield routings
+
+    @contextmanager
+    def listening_by_token(
+        self, inputs: Mapping[str, Any], segment_ids: Tensor | None
+    ) -> Iterator[list[Routing]]:
+        """Routing of every token on the way; a cache in the inputs carries what it goes by."""
+        routings: list[Routing] = []
+        cache = inputs.get("past_key_values")
+
+        def at_the_tap(hiddens: Hiddens) -> None:
+            mask = token_mask_of(inputs.get("attention_mask"), hiddens[0])
+            routings.append(self.token_routing(hiddens, mask, cache, segment_ids))
+            self.give(gates_of(routings[0]))
+
+        with self.bound(None), self.tap.listening(at_the_tap):
+            yield routings
+
+    def token_routing(
+        self,
+        hiddens: Hiddens,
+        mask: Bool[Tensor, "batch seq"],
+        cache: PrefixCache | None,
+        segment_ids: Tensor | None = None,
+    ) -> Routing:
+        """What the router says of each token that has come to the tap.
+
+        Args:
+            hiddens: what the tap's reader heard.
+            mask: False on padding, which gets no expert.
+            cache: carries the tokens before these; None where the rows begin here.
+            segment_ids: of a packed batch.
+        """
+        if cache is not None:
+            return self._by_token(cache.advance(hiddens, mask), mask)
+        return self._by_token(running_features(hiddens, mask, segment_ids).features, mask)

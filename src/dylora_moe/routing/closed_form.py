@@ -39,6 +39,97 @@ class LinearRows:
         return (double(features) - self.centre) / self.scale @ self.weight.T + self.bias
 
 
+@dataclass(frozen=True, eq=False)
+class WhitenedClasses:
+    """The class means where the shrunk within-class correlation is the identity, in float64.
+
+    One Cholesky factor and one triangular solve; rows, logits and leaving rows out all follow from
+    it, so that what was factored for a refit is not factored again for calibrating it.
+
+    Attributes:
+        means: of the classes, whitened.
+        factor: lower Cholesky factor of the shrunk correlation.
+        centre, scale: of the standardisation before it.
+        pull: weight of the scatter in the correlation, (1 - shrinkage) / degrees of freedom.
+    """
+
+    means: Float[Tensor, "n d"]
+    factor: Float[Tensor, "d d"]
+    centre: Float[Tensor, " d"]
+    scale: Float[Tensor, " d"]
+    pull: float
+
+    @classmethod
+    def of(
+        cls, means: Float[Tensor, "n d"], shared: SharedScatter, shrinkage: float = 0.1
+    ) -> WhitenedClasses:
+        """Raises:
+        RoutingError: a shrinkage outside (0, 1].
+        """
+        scale, centre = shared.std(), means.mean(0)
+        factor = torch.linalg.cholesky(shared.correlation(shrinkage))
+        pull = (1 - shrinkage) / shared.degrees_of_freedom
+        whitened = _solve(factor, (means - centre) / scale)
+        return cls(whitened, factor, centre, scale, pull)
+
+    def whiten(self, features: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
+        """Rows in the space of `means`."""
+        return _solve(self.factor, (double(features) - self.centre) / self.scale)
+
+    def rows(self, prior: Sequence[float] | None = None) -> LinearRows:
+        """The gate's rows: one further triangular solve."""
+        solved = torch.linalg.solve_triangular(self.factor.T, self.means.T, upper=True)
+        return LinearRows(solved.T.contiguous(), self._bias(prior), self.centre, self.scale)
+
+    def logits(
+        self, features: Float[Tensor, "batch d"], prior: Sequence[float] | None = None
+    ) -> Float[Tensor, "batch n"]:
+        """What `rows` gives, without computing them: cheaper where the rows are few."""
+        return self.whiten(features) @ self.means.T + self._bias(prior)
+
+    def leave_one_out(
+        self,
+        features: Float[Tensor, "batch d"],
+        labels: Int[Tensor, " batch"],
+        counts: Sequence[int],
+        prior: Sequence[float] | None = None,
+    ) -> Float[Tensor, "batch n"]:
+        """Logits that each row would get from the gate fitted without that row.
+
+        With more features than rows the closed form separates its own rows perfectly, so its
+        logits on them say nothing of temperature, threshold or correction; these do. Taking row x
+        out of class c moves its mean and takes a rank-one term off the scatter, so (Sherman and
+        Morrison, 1950) all rows cost one triangular solve and one product with the means. The
+        standardisation is kept.
+
+        Args:
+            features: rows that are contained in the statistics.
+            labels: class of each row, an index into `means`.
+            counts: rows in each class; a class of one row keeps its mean.
+        """
+        points = self.whiten(features)
+        own = points - self.means[labels]
+        n = torch.tensor(counts, dtype=torch.float64)[labels].clamp_min(2)
+        # R without the row is R - a v v^T in these coordinates, where R is the identity.
+        a = self.pull * n / (n - 1)
+        length = own.square().sum(-1)
+        gain = a / (1 - a * length).clamp_min(1e-6)
+        # Up to the term shared by a row's logits, as `LinearRows` leaves it out: -|x|^2 / 2.
+        logits = points @ self.means.T
+        along = (self.means @ self.means.T)[labels]
+        along += (own * points).sum(-1, keepdim=True) - logits
+        logits += self._bias(None)
+        logits -= along.square_().mul_(0.5 * gain[:, None])
+        own_distance = (n / (n - 1)).square() * (length + gain * length.square())
+        own_logit = 0.5 * (points.square().sum(-1) - own_distance)
+        return logits.scatter_(1, labels[:, None], own_logit[:, None]) + _log_prior(
+            prior, len(self.means)
+        )
+
+    def _bias(self, prior: Sequence[float] | None) -> Float[Tensor, " n"]:
+        return -0.5 * self.means.square().sum(-1) + _log_prior(prior, len(self.means))
+
+
 def lda(
     stats: Sequence[FeatureStatistics],
     shrinkage: float = 0.1,
@@ -52,73 +143,12 @@ def lda(
     if not stats:
         raise RoutingError("LDA needs the statistics of at least one class; none was given")
     shared = SharedScatter.of(stats, stats[0].d_features)
-    return lda_rows(stack_means(stats), shared, shrinkage, prior)
+    return WhitenedClasses.of(stack_means(stats), shared, shrinkage).rows(prior)
 
 
-def lda_rows(
-    means: Float[Tensor, "n d"],
-    shared: SharedScatter,
-    shrinkage: float = 0.1,
-    prior: Sequence[float] | None = None,
-) -> LinearRows:
-    """The same from the class means and a scatter that was summed already: one Cholesky solve."""
-    scale = shared.std()
-    centre = means.mean(0)
-    offsets = (means - centre) / scale
-    factor = torch.linalg.cholesky(shared.correlation(shrinkage))
-    weight = torch.cholesky_solve(offsets.T, factor).T.contiguous()
-    bias = -0.5 * (offsets * weight).sum(-1) + _log_prior(prior, means.shape[0])
-    return LinearRows(weight, bias, centre, scale)
-
-
-def leave_one_out(
-    features: Float[Tensor, "batch d"],
-    labels: Int[Tensor, " batch"],
-    means: Float[Tensor, "n d"],
-    counts: Sequence[int],
-    shared: SharedScatter,
-    shrinkage: float = 0.1,
-    prior: Sequence[float] | None = None,
-) -> Float[Tensor, "batch n"]:
-    """Logits that each row would get from the gate fitted without that row.
-
-    With more features than rows the closed form separates its own rows perfectly, so its logits on
-    them say nothing of temperature, threshold or correction; these do. Taking row x out of class c
-    moves its mean and takes a rank-one term off the scatter, so (Sherman and Morrison, 1950) all
-    rows cost one Cholesky factor and one triangular solve. The standardisation is kept.
-
-    Args:
-        features: rows that are contained in the statistics.
-        labels: class of each row, an index into `means`.
-        means: class means.
-        counts: rows in each class; a class of one row keeps its mean.
-        shared: scatter with every class in it.
-    """
-    scale = shared.std()
-    factor = torch.linalg.cholesky(shared.correlation(shrinkage))
-    centre = means.mean(0)
-
-    def whiten(rows: Tensor) -> Tensor:
-        columns = ((rows - centre) / scale).T
-        solved: Tensor = torch.linalg.solve_triangular(factor, columns, upper=False)
-        return solved.T
-
-    points, centres = whiten(double(features)), whiten(means)
-    n = torch.tensor(counts, dtype=torch.float64)[labels].clamp_min(2)
-    own = points - centres[labels]
-    # R without the row is R - a v v^T in these coordinates, where R is the identity.
-    a = (1 - shrinkage) / shared.degrees_of_freedom * n / (n - 1)
-    length = own.square().sum(-1)
-    gain = a / (1 - a * length).clamp_min(1e-6)
-    distance = torch.cdist(points, centres, compute_mode="donot_use_mm_for_euclid_dist").square()
-    along = (own * points).sum(-1, keepdim=True) - own @ centres.T
-    distance = distance + gain[:, None] * along.square()
-    stretch = (n / (n - 1)).square()
-    own_distance = stretch * (length + gain * length.square())
-    distance = distance.scatter(1, labels[:, None], own_distance[:, None])
-    # The term shared by a row's logits, as `LinearRows` leaves it out: -|x|^2 / 2.
-    shared_term = points.square().sum(-1, keepdim=True)
-    return 0.5 * (shared_term - distance) + _log_prior(prior, means.shape[0])
+def _solve(factor: Float[Tensor, "d d"], rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    solved: Tensor = torch.linalg.solve_triangular(factor, rows.T, upper=False)
+    return solved.T
 
 
 def _log_prior(prior: Sequence[float] | None, n: int) -> Float[Tensor, " n"]:

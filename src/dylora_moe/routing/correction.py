@@ -45,33 +45,36 @@ class LinearCorrection(nn.Module):
         """The features as the rows see them."""
         return (features - self.centre) / self.scale
 
+    @property
+    def is_zero(self) -> bool:
+        """Whether it adds nothing: nothing was learned, or it was given up."""
+        return not any(bool(rows.any()) for rows in (self.delta_W, self.delta_b))
+
     def anchor(self, statistics: FeatureStatistics) -> None:
         """Sets the standardisation; for the first statistics only."""
-        std = (statistics.scatter.diagonal() / statistics.count).clamp_min(0).sqrt()
+        std = (statistics.deviations / statistics.count).clamp_min(0).sqrt()
         std = torch.where(std > 0, std, torch.ones_like(std))
         self.centre = statistics.mean.float().to(self.centre.device)
         self.scale = std.float().to(self.scale.device)
 
     def add_row(self) -> None:
         """Appends a zero row."""
-        self._keep(torch.arange(self.delta_b.shape[0]), extra=1)
+        self._become(self.delta_W, self.delta_b, extra=1)
 
     def remove_row(self, index: int) -> None:
         """Takes a row out."""
-        rows = torch.arange(self.delta_b.shape[0])
-        self._keep(rows[rows != index], extra=0)
+        rows = torch.arange(self.delta_b.shape[0], device=self.delta_b.device)
+        rows = rows[rows != index]
+        self._become(self.delta_W[rows], self.delta_b[rows], extra=0)
 
     def reset_rows(self, n_rows: int) -> None:
         """Starts over with this many zero rows."""
-        self._keep(torch.arange(0), extra=n_rows)
+        self._become(self.delta_W[:0], self.delta_b[:0], extra=n_rows)
 
-    def _keep(self, rows: Tensor, extra: int) -> None:
-        rows = rows.to(self.delta_b.device)
-        with torch.no_grad():
-            weight = torch.cat(
-                [self.delta_W[rows], self.delta_W.new_zeros(extra, self.delta_W.shape[1])]
-            )
-            bias = torch.cat([self.delta_b[rows], self.delta_b.new_zeros(extra)])
+    @torch.no_grad()
+    def _become(self, weight: Tensor, bias: Tensor, extra: int) -> None:
+        weight = torch.cat([weight, weight.new_zeros(extra, weight.shape[1])])
+        bias = torch.cat([bias, bias.new_zeros(extra)])
         self.delta_W = nn.Parameter(weight, requires_grad=self.delta_W.requires_grad)
         self.delta_b = nn.Parameter(bias, requires_grad=self.delta_b.requires_grad)
 

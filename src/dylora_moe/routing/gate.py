@@ -35,6 +35,11 @@ class ClosedFormGate(nn.Module):
     def forward(self, inputs: Float[Tensor, "*batch d_features"]) -> Float[Tensor, "*batch n_rows"]:
         return nn.functional.linear((inputs - self.centre) / self.scale, self.weight, self.bias)
 
+    def reset_rows(self, n_rows: int) -> None:
+        """Takes the shape of so many rows; a stored state follows, and nothing is computed."""
+        self.weight = self.weight.new_zeros(n_rows, self.weight.shape[1])
+        self.bias = self.bias.new_zeros(n_rows)
+
     def refit(self) -> None:
         """Computes every row from the table."""
         rows = self.table.solve()

@@ -21,7 +21,7 @@ from dylora_moe.routing.correction import GateKind, make_correction
 from dylora_moe.routing.gate import ClosedFormGate
 from dylora_moe.routing.losses import entropy
 from dylora_moe.routing.rehearsal import rehearse
-from dylora_moe.routing.routing import Routing
+from dylora_moe.routing.routing import Granularity, Routing
 from dylora_moe.routing.rows import Row, RowTable
 from dylora_moe.routing.selection import SelectionRule, expert_weights, none_score
 
@@ -46,8 +46,8 @@ class DynamicHybridRouter(nn.Module):
         top_k: experts kept for a sparse input, until annealing lowers it to 1.
         gate: the correction: `linear`, or `mlp` with one hidden layer.
         hidden, seed: width of that layer, and the seed of its start.
-        shrinkage: of the closed form, in (0, 1].
-        temperature: start of the learned temperature.
+        granularity: whether models ask it once a row, or for every token (`model.passes`).
+        shrinkage, temperature: of the closed form, in (0, 1]; where the learned one starts.
         none_bias: added to the logit of *no expert*.
         none_threshold: log-odds of *no expert* above which an input gets none; a fit sets it.
         mix_temperature: flattens the mixture where the gate is unsure between mature experts.
@@ -68,6 +68,7 @@ class DynamicHybridRouter(nn.Module):
         *,
         top_k: int = 2,
         gate: GateKind = "linear",
+        granularity: Granularity = "sequence",
         hidden: int = 128,
         shrinkage: float = 0.1,
         temperature: float = 1.0,
@@ -90,6 +91,8 @@ class DynamicHybridRouter(nn.Module):
         self.none_bias, self.none_threshold, self.none_share = none_bias, none_threshold, none_share
         self.rule = SelectionRule(top_k, dense_above, unsure_above, mix_temperature)
         self.closed_form = ClosedFormGate(RowTable(d_features, shrinkage), d_features)
+        self.granularity: Granularity = granularity
+        self._experts: tuple[str, ...] = ()
         self._maturity: dict[str, float] = {}
         self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
         self.correction = make_correction(gate, d_features, hidden, seed)
@@ -109,7 +112,7 @@ class DynamicHybridRouter(nn.Module):
     @property
     def experts(self) -> tuple[str, ...]:
         """The experts in order of their first skill: the columns of the weights."""
-        return tuple(dict.fromkeys(row.expert_id for row in self.rows))
+        return self._experts
 
     @property
     def maturity(self) -> dict[str, float]:
@@ -150,8 +153,8 @@ class DynamicHybridRouter(nn.Module):
         """
         index = self.table.remove(skill_id, statistics)
         self.correction.remove_row(index + 1)
-        self._maturity = {e: m for e, m in self._maturity.items() if e in self.experts}
         self._refit()
+        self._maturity = {e: m for e, m in self._maturity.items() if e in set(self.experts)}
 
     def set_none(
         self, statistics: FeatureStatistics, replaces: FeatureStatistics | None = None
@@ -172,8 +175,9 @@ class DynamicHybridRouter(nn.Module):
         Raises:
             RoutingError: an expert without a row, or a value outside 0 to 1.
         """
+        known = set(self.experts)
         for expert, value in maturity.items():
-            if expert not in self.experts or not 0 <= value <= 1:
+            if expert not in known or not 0 <= value <= 1:
                 raise RoutingError(
                     f"maturity {value} of {expert} cannot be set; it is a number from 0 to 1 of "
                     f"one of the routed experts ({', '.join(self.experts) or 'none yet'})"
@@ -238,9 +242,7 @@ class DynamicHybridRouter(nn.Module):
         return self.corrected(self.closed_form(features.float()), features)
 
     def corrected(
-        self,
-        closed: Float[Tensor, "*batch n_rows"],
-        features: Float[Tensor, "*batch d_features"],
+        self, closed: Float[Tensor, "*batch n_rows"], features: Float[Tensor, "*batch d_features"]
     ) -> Float[Tensor, "*batch n_rows"]:
         """The closed form's logits with the learned correction and the bias of *no expert*."""
         device = self.log_temperature.device
@@ -275,7 +277,7 @@ class DynamicHybridRouter(nn.Module):
     ) -> None:
         """Takes over a stored state whole; `state.from_bytes` calls it."""
         self.closed_form.table = table
-        self.closed_form.refit()  # For the shapes; the stored values follow.
+        self.closed_form.reset_rows(len(table.rows) + 1)
         self.correction.reset_rows(len(table.rows) + 1)
         self._maturity = dict(maturity)
         self._retable()
@@ -286,11 +288,12 @@ class DynamicHybridRouter(nn.Module):
         self._retable()
 
     def _retable(self) -> None:
-        experts, device = self.experts, self.log_temperature.device
-        table = torch.zeros(len(self.rows), len(experts))
-        for index, row in enumerate(self.rows):
-            table[index, experts.index(row.expert_id)] = 1.0
-        self.membership = table.to(device)
+        device = self.log_temperature.device
+        self._experts = tuple(dict.fromkeys(row.expert_id for row in self.rows))
+        column = {expert: index for index, expert in enumerate(self._experts)}
+        table = torch.zeros(len(self.rows), len(column))
+        owners = torch.tensor([column[row.expert_id] for row in self.rows], dtype=torch.int64)
+        self.membership = table.scatter_(1, owners[:, None], 1.0).to(device)
         young = [value < MATURE_FROM for value in self.maturity.values()]
         self.young = torch.tensor(young, dtype=torch.bool, device=device)
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
-from jaxtyping import Bool, Float
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+Granularity = Literal["sequence", "token"]
+"""What one decision is for: a whole row, by its prompt, or each token, by what it follows."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,3 +53,70 @@ class Routing:
         """Share of the inputs that were routed densely: the strategy, as events log it."""
         dense = ~self.sparse
         return float(dense.float().mean()) if dense.numel() else 0.0
+
+    def masked(self, mask: Bool[Tensor, "*batch"]) -> Routing:
+        """With weights of zero where the mask is False, so that padding asks for no expert."""
+        return replace(self, weights=torch.where(mask[..., None], self.weights, 0.0))
+
+    def at_the_end(self) -> Routing:
+        """The decision at each row's last token, where there is one for each token."""
+        return joined([self], lambda parts: parts[0][:, -1].clone())
+
+    def over_tokens(self, mask: Bool[Tensor, "batch seq"]) -> Routing:
+        """One row for each row of tokens: the mean of its decisions where the mask is True.
+
+        A row is sparse if all its tokens are, and goes to no expert if all of them do.
+        """
+        counted = mask.to(self.weights.device)
+        share = counted.float() / counted.sum(1, keepdim=True).clamp(min=1)
+
+        def mean(values: Tensor) -> Tensor:
+            return torch.einsum("bs,bsn->bn", share, values)
+
+        weights = mean(self.weights)
+        return Routing(
+            weights=weights,
+            experts=self.experts,
+            none=(share * self.none).sum(1),
+            probabilities=mean(self.probabilities),
+            logits=mean(self.logits),
+            entropy=(share * self.entropy).sum(1),
+            load=weights.detach().mean(0),
+            sparse=(self.sparse | ~counted).all(1),
+        )
+
+
+def joined(routings: Sequence[Routing], combine: Callable[[Sequence[Tensor]], Tensor]) -> Routing:
+    """One routing of several by the same router; `load` is the mean of theirs.
+
+    Args:
+        routings: at least one, of the same experts.
+        combine: how a field's parts become one.
+    """
+    first = routings[0]
+    return Routing(
+        weights=combine([one.weights for one in routings]),
+        experts=first.experts,
+        none=combine([one.none for one in routings]),
+        probabilities=combine([one.probabilities for one in routings]),
+        logits=combine([one.logits for one in routings]),
+        entropy=combine([one.entropy for one in routings]),
+        load=torch.stack([one.load for one in routings]).mean(0),
+        sparse=combine([one.sparse for one in routings]),
+    )
+
+
+def by_step(steps: Sequence[Routing], rows: Int[Tensor, "sequences steps"]) -> Routing:
+    """The decisions along each sequence, `[sequences, steps, ...]`.
+
+    Args:
+        steps: what was decided in each step, one decision a row of that step.
+        rows: which of a step's rows a sequence went through; -1 behind its end, where the first
+            row stands in.
+    """
+    numbers = torch.arange(rows.shape[1], device=rows.device)
+
+    def pick(parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(parts))[numbers, rows.clamp(min=0)]
+
+    return joined(steps[: rows.shape[1]], pick)

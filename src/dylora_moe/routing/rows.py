@@ -5,16 +5,15 @@ Knows skills, the experts they go to, and statistics; knows nothing learned.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dylora_moe.errors import RoutingError
-from dylora_moe.foundation.statistics import FeatureStatistics, SharedScatter
-from dylora_moe.routing.closed_form import LinearRows, lda_rows
+from dylora_moe.foundation.statistics import FeatureStatistics, SharedScatter, double
+from dylora_moe.routing.closed_form import LinearRows, WhitenedClasses
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +54,7 @@ class RowTable:
         self.classes: tuple[Class, ...] = ()
         self.none: Class | None = None
         self.shared = SharedScatter(d_features)
+        self._whitened: WhitenedClasses | None = None
 
     @property
     def has_none(self) -> bool:
@@ -89,6 +89,7 @@ class RowTable:
             raise RoutingError(
                 f"skill {row.skill_id} has a row already; extend it or give the new one another id"
             )
+        self._whitened = None
         self.shared.add(statistics)
         self.rows += (row,)
         self.classes += (Class(statistics.count, statistics.mean),)
@@ -97,10 +98,11 @@ class RowTable:
         """Merges a further batch into a skill."""
         index = self.index(skill_id)
         old = self.classes[index]
-        nothing = torch.zeros_like(self.shared.total)
-        # Its scatter is in the sum already: merging with zero gives just what the batch adds.
-        merged = FeatureStatistics(old.count, old.mean, nothing).merge(statistics)
-        self.shared.total += merged.scatter
+        self._whitened = None
+        # Its scatter is in the sum already: merging with none gives just what the batch adds.
+        merged = FeatureStatistics(old.count, old.mean, root=old.mean.new_zeros(0, len(old.mean)))
+        merged = merged.merge(statistics)
+        merged.add_to(self.shared.total)
         self.shared.count += statistics.count
         kept = list(self.classes)
         kept[index] = Class(merged.count, merged.mean)
@@ -110,6 +112,7 @@ class RowTable:
         """Takes a skill out and returns where it was."""
         index = self.index(skill_id)
         self._check(self.classes[index], statistics, f"skill {skill_id}")
+        self._whitened = None
         self.shared.subtract(statistics)
         self.rows = self.rows[:index] + self.rows[index + 1 :]
         self.classes = self.classes[:index] + self.classes[index + 1 :]
@@ -124,8 +127,16 @@ class RowTable:
                 )
             self._check(self.none, replaces, "no expert")
             self.shared.subtract(replaces)
+        self._whitened = None
         self.shared.add(statistics)
         self.none = Class(statistics.count, statistics.mean)
+
+    def whitened(self) -> WhitenedClasses:
+        """The classes of `fitted` in the closed form's own space; kept until the table changes."""
+        if self._whitened is None:
+            means = torch.stack([one.mean for one in self.fitted])
+            self._whitened = WhitenedClasses.of(means, self.shared, self.shrinkage)
+        return self._whitened
 
     def solve(self) -> LinearRows:
         """The closed form; the first row is that of *no expert*, zero while it is not fitted."""
@@ -133,40 +144,52 @@ class RowTable:
         if self.is_empty:
             zeros = torch.zeros(width, dtype=torch.float64)
             return LinearRows(zeros[None], zeros[:1], zeros, torch.ones_like(zeros))
-        means = torch.stack([one.mean for one in self.fitted])
-        rows = lda_rows(means, self.shared, self.shrinkage)
+        rows = self.whitened().rows()
         if self.has_none:
             return rows
         weight = torch.cat([torch.zeros_like(rows.weight[:1]), rows.weight])
         bias = torch.cat([torch.zeros_like(rows.bias[:1]), rows.bias])
         return LinearRows(weight, bias, rows.centre, rows.scale)
 
-    def without(self, held_out: Mapping[int, FeatureStatistics]) -> RowTable:
+    def without(self, features: Float[Tensor, "out d"], labels: Int[Tensor, " out"]) -> RowTable:
         """A table from which some rows of each class are taken out.
 
         Args:
-            held_out: statistics of the rows to take out, by row of the gate (0 is *no expert*).
+            features: the rows to take out.
+            labels: the row of the gate that each belongs to (0 is *no expert*).
+
+        Raises:
+            RoutingError: a class would have no row left.
         """
         left = RowTable(self.shared.total.shape[0], self.shrinkage)
-        left.rows, left.none = self.rows, self.none
-        left.shared.total = self.shared.total.clone()
+        left.rows = self.rows
         left.shared.count, left.shared.classes = self.shared.count, self.shared.classes
-        classes = list(self.classes)
-        for label, out in held_out.items():
-            old = self.none if label == 0 else classes[label - 1]
-            if old is None or old.count <= out.count:
-                raise RoutingError(f"row {label} of the router has no {out.count + 1} examples")
-            count = old.count - out.count
-            mean = (old.mean * old.count - out.mean * out.count) / count
-            step = out.mean - mean
-            left.shared.total -= out.scatter
-            left.shared.total -= torch.outer(step, step) * (count * out.count / old.count)
-            left.shared.count -= out.count
-            if label == 0:
-                left.none = Class(count, mean)
-            else:
-                classes[label - 1] = Class(count, mean)
-        left.classes = tuple(classes)
+        one_for_each = (self.none, *self.classes)
+        counts = torch.tensor([one.count if one is not None else 0 for one in one_for_each])
+        out = torch.bincount(labels, minlength=len(counts))
+        touched = out.nonzero()[:, 0]
+        for label in touched[counts[touched] <= out[touched]][:1].tolist():
+            raise RoutingError(f"row {label} of the router has no {int(out[label]) + 1} examples")
+        # What all of them add to the sum, as rows of one root.
+        rows = double(features)
+        place = torch.zeros_like(out).scatter_(0, touched, torch.arange(len(touched)))
+        taken, before = out[touched].double()[:, None], counts[touched].double()[:, None]
+        sums = torch.zeros(len(touched), rows.shape[1], dtype=torch.float64)
+        sums.index_add_(0, place[labels], rows)
+        old = torch.stack([_of(one_for_each, label).mean for label in touched.tolist()])
+        mean = (old * before - sums) / (before - taken)
+        step = (sums / taken - mean) * ((before - taken) * taken / before).sqrt()
+        # A row that leaves alone is its own mean.
+        several = out[labels] > 1
+        inner = rows[several] - (sums / taken)[place[labels[several]]]
+        root = torch.cat([inner, step])
+        left.shared.total = torch.addmm(self.shared.total, root.T, root, alpha=-1)
+        left.shared.count -= len(rows)
+        classes = list(one_for_each)
+        for index, label in enumerate(touched.tolist()):
+            classes[label] = Class(int(counts[label] - out[label]), mean[index])
+        left.none = classes[0]
+        left.classes = tuple(one for one in classes[1:] if one is not None)
         return left
 
     @staticmethod
@@ -176,3 +199,9 @@ class RowTable:
                 f"these are not the statistics that {what} was fitted on ({statistics.count} rows, "
                 f"the router has {kept.count}); hand in all that was added for it"
             )
+
+
+def _of(classes: tuple[Class | None, ...], label: int) -> Class:
+    found = classes[label]
+    assert found is not None
+    return found

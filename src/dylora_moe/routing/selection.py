@@ -68,8 +68,8 @@ def expert_weights(
     dense = ((given > rule.dense_above) & young).any(-1)
     sure = _keep_best((skill_logits * rule.sharpening).softmax(-1) @ membership, rule.kept)
     mixed = _keep_best((skill_logits / rule.mix_temperature).softmax(-1) @ membership, rule.top_k)
-    ranked = given.detach().sort(-1, descending=True).values
-    unsure = ranked[..., 1] > rule.unsure_above if given.shape[-1] > 1 else torch.zeros_like(dense)
+    second = given.detach().topk(min(2, given.shape[-1]), -1).values[..., -1]
+    unsure = second > rule.unsure_above if given.shape[-1] > 1 else torch.zeros_like(dense)
     weights = torch.where(unsure[..., None], mixed, sure)
     return torch.where(dense[..., None], given, weights), ~dense
 

@@ -30,6 +30,7 @@ def to_bytes(router: DynamicHybridRouter) -> bytes:
             "d_features": router.d_features,
             "top_k": router.rule.top_k,
             "gate": router.gate,
+            "granularity": router.granularity,
             "hidden": router.hidden,
             "shrinkage": table.shrinkage,
             "none_bias": router.none_bias,

@@ -41,7 +41,7 @@ class ClassifierTwoSample(NoveltyDetector):
         if samples < 2:
             return Measurement(None, (), samples)
         tested = [
-            (separability(features, library[skill_id].features.float(), self.seed), skill_id)
+            (separability(features, library[skill_id].features, self.seed), skill_id)
             for skill_id, _ in library.nearest(features, self.candidates)
             if library[skill_id].features.shape[0] >= 2
         ]

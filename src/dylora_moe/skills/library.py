@@ -92,7 +92,9 @@ class SkillLibrary:
         self.dtype = dtype
         self.shrinkage = shrinkage
         self._skills: dict[str, Skill] = {}
+        # The sum moves with each skill; the means in its space are found when they are asked for.
         self._shared: SharedScatter | None = None
+        self._ranking: _Ranking | None = None
 
     def __len__(self) -> int:
         return len(self._skills)
@@ -161,13 +163,20 @@ class SkillLibrary:
         """Takes a skill out and returns it."""
         skill = self[skill_id]
         del self._skills[skill_id]
-        self._shared = None
+        self._ranking = None
+        if self._shared is not None:
+            self._shared.subtract(skill.statistics)
         return skill
 
     def put(self, skill: Skill) -> Skill:
         """Puts in a whole skill, as it was loaded, in the place of one of the same id."""
+        old = self._skills.get(skill.skill_id)
         self._skills[skill.skill_id] = skill
-        self._shared = None
+        self._ranking = None
+        if self._shared is not None:
+            if old is not None:
+                self._shared.subtract(old.statistics)
+            self._shared.add(skill.statistics)
         return skill
 
     def load(self, body: bytes) -> Skill:
@@ -185,16 +194,19 @@ class SkillLibrary:
         """
         if not self._skills:
             return ()
-        if self._shared is None:
-            width = self.skills[0].statistics.d_features
-            self._shared = SharedScatter.of((s.statistics for s in self.skills), width)
-        centre = double(features).mean(0)
-        steps = (stack_means([s.statistics for s in self.skills]) - centre) / self._shared.std()
-        factor = torch.linalg.cholesky(self._shared.correlation(self.shrinkage))
-        white = torch.linalg.solve_triangular(factor, steps.T, upper=False)
-        distances = (white.square().mean(0)).sqrt().tolist()
+        if self._ranking is None:
+            self._ranking = self._rank()
+        distances = self._ranking.distances(double(features).mean(0)).tolist()
         ranked = sorted(zip(distances, self._skills, strict=True))
         return tuple((skill_id, distance) for distance, skill_id in ranked[:k])
+
+    def _rank(self) -> _Ranking:
+        statistics = [skill.statistics for skill in self.skills]
+        if self._shared is None:
+            self._shared = SharedScatter.of(statistics, statistics[0].d_features)
+        std = self._shared.std()
+        factor = torch.linalg.cholesky(self._shared.correlation(self.shrinkage))
+        return _Ranking(std, factor, _whitened(factor, stack_means(statistics) / std))
 
     def _skill(
         self, skill_id: str, expert_id: str, features: Tensor, keys: Sequence[str] | None
@@ -221,3 +233,22 @@ class SkillLibrary:
         order = sorted(first, key=lambda key: hashlib.sha256(key.encode()).hexdigest())
         chosen = order[: self.capacity]
         return {"features": rows[[first[key] for key in chosen]], "keys": tuple(chosen)}
+
+
+@dataclass(frozen=True, eq=False)
+class _Ranking:
+    """The skills' means where their pooled within-class correlation is the identity."""
+
+    std: Float[Tensor, " d"]
+    factor: Float[Tensor, "d d"]
+    means: Float[Tensor, "n d"]
+
+    def distances(self, centre: Float[Tensor, " d"]) -> Float[Tensor, " n"]:
+        """From each mean to the point, divided by the square root of the width."""
+        point = _whitened(self.factor, (centre / self.std)[None])
+        return (self.means - point).square().mean(1).sqrt()
+
+
+def _whitened(factor: Float[Tensor, "d d"], rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    solved: Tensor = torch.linalg.solve_triangular(factor, rows.T, upper=False)
+    return solved.T

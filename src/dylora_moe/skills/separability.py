@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from dylora_moe.errors import DataError
@@ -66,13 +66,14 @@ def separability(
     rows = torch.cat(sides)
     labels = torch.cat([torch.full((len(side),), i) for i, side in enumerate(sides)])
     folds = min(folds, *(len(side) for side in sides))
+    centred = FoldScores(rows, labels)
     values = []
     for _ in range(repeats):
         fold = torch.cat([_folds(len(side), folds, generator) for side in sides])
         scores = torch.empty(len(rows), dtype=torch.float64)
         for index in range(folds):
             test = fold == index
-            scores[test] = _scores(rows[~test], labels[~test], rows[test], shrinkage)
+            scores[test] = centred.scores(test, shrinkage)
         values.append(auc(scores[labels == 1], scores[labels == 0]))
     return auc_interval(sum(values) / len(values), len(sides[1]), len(sides[0]), _TRAINING)
 
@@ -110,34 +111,65 @@ def auc_interval(value: float, n: int, m: int, widening: float = 1.0) -> Interva
     return Interval(value, end(0.0), end(1.0))
 
 
-def _scores(
-    train: Float[Tensor, "n d"],
-    labels: Int[Tensor, " n"],
-    test: Float[Tensor, "t d"],
-    shrinkage: float,
-) -> Float[Tensor, " t"]:
-    """LDA scores of the test rows, in the dual form: the system is as large as the rows are many.
+class FoldScores:
+    """LDA scores of rows that were left out, in the dual form: the system is as large as the rows
+    are many.
 
     With X the centred, standardised training rows, the direction is `R^-1 delta` with
     `R = a X^T X + s I` and `a = (1 - s) / (n - 2)`, which by Woodbury's identity is
-    `(delta - X^T (s/a I + X X^T)^-1 X delta) / s`.
+    `(delta - X^T (s/a I + X X^T)^-1 X delta) / s`. What is the same in every fold is done once:
+    each side is centred on its own mean, so that a fold's means and variances follow from sums
+    without losing digits, and its Gram matrix is centred by itself instead of its rows.
     """
-    means = torch.stack([train[labels == side].mean(0) for side in (0, 1)])
-    centred = train - means[labels]
-    freedom = max(1, len(train) - 2)
-    variance = centred.square().sum(0) / freedom
-    std = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
-    centred = centred / std
-    delta = (means[1] - means[0]) / std
-    points = (test - means.mean(0)) / std
-    if shrinkage >= 1:
-        return points @ delta
-    ridge = shrinkage * freedom / (1 - shrinkage)
-    gram = centred @ centred.T
-    gram.diagonal().add_(ridge)
-    factor = torch.linalg.cholesky(gram)
-    solved = torch.cholesky_solve((centred @ delta)[:, None], factor)[:, 0]
-    return points @ (delta - centred.T @ solved) / shrinkage
+
+    def __init__(self, rows: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> None:
+        self.sides = torch.nn.functional.one_hot(labels, 2).T.double()
+        self.centres = self.sides @ rows / self.sides.sum(1, keepdim=True)
+        self.labels = labels
+        self.rows = rows - self.centres[labels]
+        self.squares = self.rows.square()
+
+    def scores(self, test: Bool[Tensor, " n"], shrinkage: float) -> Float[Tensor, " t"]:
+        """Scores of the rows where `test` is true, of a classifier trained on the others."""
+        inside = (~test).nonzero()[:, 0]
+        share = self.sides[:, inside]
+        counts = share.sum(1, keepdim=True)
+        share = share / counts
+        train = self.rows[inside]
+        shift = share @ train
+        freedom = max(1, len(inside) - 2)
+        sums = (~test).double() @ self.squares
+        variance = (sums - (counts * shift.square()).sum(0)) / freedom
+        std = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
+        train /= std
+        shift, centres = shift / std, self.centres / std
+        means = shift + centres
+        delta = means[1] - means[0]
+        points = self.rows[test] / std + (centres[self.labels[test]] - means.mean(0))
+        if shrinkage >= 1:
+            return points @ delta
+        gram = _gram(train)
+        # (I - P) G (I - P) with P the projection on each side's mean.
+        labels = self.labels[inside]
+        gram -= (share @ gram)[labels]
+        gram -= (gram @ share.T)[:, labels]
+        gram.diagonal().add_(shrinkage * freedom / (1 - shrinkage))
+        along = train @ delta - (shift @ delta)[labels]
+        solved = torch.cholesky_solve(along[:, None], torch.linalg.cholesky(gram))[:, 0]
+        pulled = solved @ train - (share * counts @ solved) @ shift
+        return points @ (delta - pulled) / shrinkage
+
+
+def _gram(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
+    """`rows @ rows.T`, the block below the diagonal computed once."""
+    half = len(rows) // 2
+    upper, lower = rows[:half], rows[half:]
+    gram = rows.new_empty(len(rows), len(rows))
+    torch.mm(upper, upper.T, out=gram[:half, :half])
+    torch.mm(lower, lower.T, out=gram[half:, half:])
+    torch.mm(lower, upper.T, out=gram[half:, :half])
+    gram[:half, half:] = gram[half:, :half].T
+    return gram
 
 
 def _sample(rows: Tensor, limit: int, generator: torch.Generator) -> Tensor:

@@ -157,9 +157,11 @@ class UpdateGradient:
         gates: Gates | None = None
         if expert is None:
             share = self._phase.dense_share(step, self._steps)
+            # Alone in its rows, an expert is alone at every token.
+            features = self._model.passes.features(trunk, batch) if share else trunk.features
             gates = mixture_gates(
                 self._model.router,
-                trunk.features,
+                features,
                 self._task.expert_id,
                 self._task.neighbours,
                 share,
@@ -169,7 +171,7 @@ class UpdateGradient:
             trunk=trunk,
             gates=gates,
             expert=expert,
-            trained_logits_only=True,
+            loss_only=True,
             num_items_in_batch=targets,
         )
 

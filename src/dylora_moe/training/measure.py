@@ -16,7 +16,7 @@ from torch import Tensor
 from dylora_moe.errors import RoutingError, TrainingError
 from dylora_moe.experts.gates import Gates
 from dylora_moe.model.dylora_moe import DyLoRAMoE
-from dylora_moe.routing.routing import Routing
+from dylora_moe.routing.routing import Routing, joined
 from dylora_moe.text.batching import length_grouped
 from dylora_moe.training.memory import is_out_of_memory, release
 from dylora_moe.training.rows import Rows
@@ -64,7 +64,7 @@ def answer_losses(
         model: in any mode; it runs in eval mode and is put back.
         rows: what to measure.
         expert: one expert at weight one, or `base` for none; the router decides where None.
-        gates: weights for each row of `rows`, instead of `expert`.
+        gates: weights for each row of `rows`, instead of `expert`; not for each token.
         batch_tokens: padded tokens of one forward pass; a longer row runs alone.
         limit: only the first so many rows.
         only: these rows alone; the losses come in their order.
@@ -92,6 +92,8 @@ def answer_losses(
         waiting = sorted(groups, key=lambda group: sum(lengths[i] for i in group))
         while waiting:
             group = waiting.pop()
+            if waiting and expert is None:
+                _prefetch(model, rows, [chosen[place] for place in waiting[-1]], gates)
             try:
                 numbers = [chosen[place] for place in group]
                 total[group], tokens[group] = _group_losses(model, rows, numbers, expert, gates)
@@ -126,10 +128,52 @@ def _group_losses(
         given = Gates(gates.experts, gates.weights[group].to(model.device))
     elif expert is None:
         # Named, not left to the model: an expert that is pinned there would win.
-        given = model.router(trunk.features)
-    output = model(**batch, trunk=trunk, gates=given, expert=expert, trained_logits_only=True)
+        given = model.passes.decided(trunk, batch)
+    output = model(**batch, trunk=trunk, gates=given, expert=expert, loss_only=True)
     counts = output.row_tokens.cpu()
     return output.row_losses.float().cpu() * counts, counts
+
+
+def _prefetch(
+    model: DyLoRAMoE, rows: Rows, group: list[int], gates: Gates | Routing | None
+) -> None:
+    """Begins to read the experts of the group after the one that runs now."""
+    if not model.experts.offloaded:
+        return
+    if gates is None:
+        if model.passes.per_token:
+            # What each token needs is known with the states of the whole trunk alone.
+            return
+        gates = model.router(rows.features[group].to(model.device))
+        group = list(range(len(group)))
+    chosen = Gates.chosen(gates.experts, gates.weights[group])
+    model.experts.prefetch(() if chosen is None else chosen.experts)
+
+
+@torch.no_grad()
+def row_routing(model: DyLoRAMoE, rows: Rows, *, batch_tokens: int = 2048) -> Routing:
+    """Where the router sends each row, on the model's device.
+
+    Where it decides for each token, a row stands for all of its tokens, the answer's too: their
+    mean (`Routing.over_tokens`).
+
+    Args:
+        model: base, experts and router.
+        rows: at least one.
+        batch_tokens: padded tokens that are looked at at once; a longer row alone.
+    """
+    if not model.passes.per_token:
+        routing: Routing = model.router(rows.features.to(model.device))
+        return routing
+    groups = length_grouped(rows.lengths, max_tokens=max(batch_tokens, *rows.lengths))
+    found = []
+    for group in groups:
+        pad_id = model.base.tokenizer.pad_token_id
+        batch, trunk = rows.batch(group, pad_id=pad_id, device=model.device)
+        mask = batch["attention_mask"].bool()
+        found.append(model.passes.decided(trunk, batch).over_tokens(mask))
+    places = torch.tensor([row for group in groups for row in group], device=model.device)
+    return joined(found, lambda parts: torch.cat(list(parts))[places.argsort()])
 
 
 @contextmanager

@@ -8,7 +8,7 @@ update is cut into forward passes and never count padding.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float, Int
@@ -22,6 +22,9 @@ from dylora_moe.routing.losses import balance_loss, entropy_loss, z_loss
 from dylora_moe.routing.rehearsal import rehearse
 from dylora_moe.routing.router import DynamicHybridRouter
 from dylora_moe.routing.routing import Routing
+
+_MOST_A_STEP = 512
+"""Rows rehearsed in one step, where there are so many skills that a few of each are more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +97,24 @@ class RehearsalRows:
     closed: Float[Tensor, "n n_rows"]
     labels: Int[Tensor, " n"]
     per_skill: int
+    _by_class: tuple[Tensor, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        # Once: sampling happens in every step.
+        order = self.labels.argsort(stable=True)
+        sizes = self.labels.unique(return_counts=True)[1].tolist()
+        object.__setattr__(self, "_by_class", order.split(sizes))
 
     def sample(self, seed: int) -> RehearsedSample:
-        """Rows of each skill, drawn by `seed`."""
+        """Rows of each skill, drawn by `seed`; of many skills fewer of each, but one."""
         generator = torch.Generator().manual_seed(seed)
-        chosen = []
-        for label in self.labels.unique():
-            rows = (self.labels == label).nonzero()[:, 0]
-            chosen.append(rows[torch.randperm(len(rows), generator=generator)[: self.per_skill]])
-        drawn = torch.cat(chosen)
+        count = max(1, min(self.per_skill, _MOST_A_STEP // max(1, len(self._by_class))))
+        drawn = torch.cat(
+            [
+                rows[torch.randperm(len(rows), generator=generator)[:count]]
+                for rows in self._by_class
+            ]
+        )
         return RehearsedSample(self.features[drawn], self.closed[drawn], self.labels[drawn])
 
 
@@ -173,12 +185,13 @@ def router_losses(
 
 def mixture_gates(
     router: DynamicHybridRouter,
-    features: Float[Tensor, "batch d_features"],
+    features: Float[Tensor, "batch *seq d_features"],
     expert_id: str,
     neighbours: Sequence[str],
     share: float,
 ) -> Gates:
-    """`(1 - share)` of the expert alone and `share` of the dense mixture with its neighbours.
+    """`(1 - share)` of the expert alone and `share` of the dense mixture with its neighbours, for
+    each row or each token that there are features of.
 
     At a share of exactly 0 the gates are exactly one-hot and do not depend on the router.
     """
@@ -188,15 +201,15 @@ def mixture_gates(
     candidates = (expert_id, *neighbours)
     dense = dense_weights(router, features, candidates)
     alone = torch.zeros_like(dense)
-    alone[:, 0] = 1.0
+    alone[..., 0] = 1.0
     return Gates(candidates, (1.0 - share) * alone + share * dense)
 
 
 def dense_weights(
     router: DynamicHybridRouter,
-    features: Float[Tensor, "batch d_features"],
+    features: Float[Tensor, "batch *seq d_features"],
     candidates: Sequence[str],
-) -> Float[Tensor, "batch n_candidates"]:
+) -> Float[Tensor, "batch *seq n_candidates"]:
     """The router's softmax over the candidates alone; with gradient to the gate.
 
     Raises:
@@ -212,6 +225,6 @@ def dense_weights(
     # From the logits, not the probabilities: those of all candidates may be 0 in float32.
     kept = [i for i, row in enumerate(router.rows) if row.expert_id in candidates]
     owners = torch.tensor([candidates.index(router.rows[i].expert_id) for i in kept])
-    chosen = routing.logits[:, 1:][:, kept].softmax(-1)
+    chosen = routing.logits[..., 1:][..., kept].softmax(-1)
     member = functional.one_hot(owners, len(candidates)).to(chosen)
     return chosen @ member

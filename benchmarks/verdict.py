@@ -1,0 +1,204 @@
+"""What a verdict costs beside the passes that it cannot do without.
+
+python benchmarks/verdict.py
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+import workload
+from harness import Benchmark, Check, Options, Row, Samples, main
+from torch import Tensor
+
+from dylora_moe.foundation.base import Base
+from dylora_moe.foundation.trunk_cache import TrunkCache
+from dylora_moe.lifecycle.judgement import Judgement, judge
+from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.lifecycle.observation import Observation
+from dylora_moe.lifecycle.scorecard import Scorecard
+from dylora_moe.records import BASE_NAME
+from dylora_moe.skills.classifier import ClassifierTwoSample
+from dylora_moe.skills.library import SkillLibrary
+from dylora_moe.skills.separability import FoldScores
+from dylora_moe.text.template import Encoded
+from dylora_moe.training.measure import answer_losses
+from dylora_moe.training.rows import Rows
+
+ARRIVING = 64
+SKILLS = 4
+STORED = 205
+"""Rows of each skill in the pool: 240 that arrived, less those that validate."""
+PROMPT, ANSWER = 48, 32
+"""Tokens of a row, as in the sample stream."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A pool of four experts and an arrival's rows."""
+
+    live: LivePool
+    encoded: tuple[Encoded, ...]
+
+    def trunk(self) -> Rows:
+        return Rows(self.encoded, TrunkCache(self.live.base, self.encoded))
+
+    def judge(self, rows: Rows, *, both: bool = False) -> Judgement:
+        observation = SimpleNamespace(
+            train=rows, all_features=rows.features, answer_tokens=sum(rows.targets)
+        )
+        return judge(
+            self.live,
+            Scorecard({}),
+            cast(Observation, observation),
+            ClassifierTwoSample(),
+            both=both,
+        )
+
+    def changed(self) -> None:
+        """After every arrival that is learned the library has changed; nothing is kept of it."""
+        library = self.live.library
+        library.put(library.skills[0])
+
+
+def run(options: Options, what: Callable[[Bench, Rows], Any] | None) -> Mapping[str, Any]:
+    """The trunk's forward over the arrival, and what is done with it then."""
+    bench = _bench(options, options.dtype)
+    seconds = []
+    for turn in range(2 if options.toy else options.warmup + options.repeats):
+        bench.changed()
+        start = time.perf_counter()
+        rows = bench.trunk()
+        if what is not None:
+            what(bench, rows)
+        if turn >= (1 if options.toy else options.warmup):
+            seconds.append(time.perf_counter() - start)
+    return {"seconds": seconds}
+
+
+def separate(bench: Bench, rows: Rows) -> None:
+    ClassifierTwoSample().measure(rows.features, bench.live.library)
+
+
+def score_twice(bench: Bench, rows: Rows) -> None:
+    """The base's and one expert's answers."""
+    for expert in (BASE_NAME, "expert_0"):
+        answer_losses(bench.live.model, rows, expert=expert)
+
+
+def decide(bench: Bench, rows: Rows) -> None:
+    bench.judge(rows)
+
+
+def checks(options: Options) -> Sequence[Check]:
+    """The folds' scores are those of the primal form; a glance leads to the verdict of a look."""
+    generator = torch.Generator().manual_seed(0)
+    rows = (torch.randn(90, 40, generator=generator) * 3 + 20).double()
+    sides = (torch.arange(90) >= 50).long()
+    test = torch.arange(90) % 5 == 0
+    found, expected = FoldScores(rows, sides).scores(test, 0.1), _primal(rows, sides, test)
+    difference = float((found - expected).abs().max() / expected.abs().max())
+    bench = _bench(options, "fp32")
+    arrived = bench.trunk()
+    glance, look = bench.judge(arrived), bench.judge(arrived, both=True)
+    return [
+        Check("scores of left-out rows against the primal form, relative", difference, 1e-8),
+        Check(
+            "another verdict than where the second expert is scored in full (1 is yes)",
+            float(glance.verdict.name != look.verdict.name),
+            0.5,
+        ),
+    ]
+
+
+def rows(samples: Samples) -> Sequence[Row]:
+    return [
+        samples.ratio(
+            "trunk and separability",
+            "trunk",
+            "separability of 64 examples / the trunk's forward over them",
+            must=1.3,
+            aim=1.1,
+            note="the trunk's forward counts on both sides",
+        ),
+        samples.ratio(
+            "verdict",
+            "trunk and two answer passes",
+            "the whole verdict / (trunk + two answer passes)",
+            must=1.15,
+            aim=1.05,
+        ),
+    ]
+
+
+def _bench(options: Options, dtype: str) -> Bench:
+    base = workload.load(options, dtype)
+    model = workload.ours(base, SKILLS)
+    library = SkillLibrary()
+    stored = 24 if options.toy else STORED
+    for index, name in enumerate(workload.names(SKILLS)):
+        library.add_skill(name, _rows(options, base, stored, index).features, name)
+    skills = {name: SimpleNamespace(expert_id=name) for name in workload.names(SKILLS)}
+    live = SimpleNamespace(base=base, model=model, library=library, skills=skills)
+    count = 16 if options.toy else ARRIVING
+    return Bench(cast(LivePool, live), _encoded(options, base, count, SKILLS))
+
+
+def _rows(options: Options, base: Base, count: int, kind: int) -> Rows:
+    encoded = _encoded(options, base, count, kind)
+    return Rows(encoded, TrunkCache(base, encoded))
+
+
+def _encoded(options: Options, base: Base, count: int, kind: int) -> tuple[Encoded, ...]:
+    """Rows of random tokens, of another part of the vocabulary for each kind."""
+    prompt, answer = (8, 4) if options.toy else (PROMPT, ANSWER)
+    ids = workload.tokens(options, base, count, prompt + answer, seed=100 + kind).cpu()
+    size = base.model.config.vocab_size
+    ids = 8 + (ids % (size // 8)) + kind * (size // 10)
+    return tuple(_encode(f"{kind}-{index}", row.tolist(), prompt) for index, row in enumerate(ids))
+
+
+def _encode(key: str, ids: list[int], prompt: int) -> Encoded:
+    trained = tuple(index >= prompt for index in range(len(ids)))
+    return Encoded(input_ids=tuple(ids), trained=trained, prompt_length=prompt, key=key)
+
+
+def _primal(rows: Tensor, sides: Tensor, test: Tensor) -> Tensor:
+    train, labels = rows[~test], sides[~test]
+    means = torch.stack([train[labels == side].mean(0) for side in (0, 1)])
+    centred = train - means[labels]
+    std = (centred.square().sum(0) / (len(train) - 2)).sqrt()
+    within = 0.9 * (centred / std).T @ (centred / std) / (len(train) - 2)
+    within += 0.1 * torch.eye(rows.shape[1], dtype=torch.float64)
+    weight = torch.linalg.solve(within, (means[1] - means[0]) / std)
+    return (rows[test] - means.mean(0)) / std @ weight
+
+
+if __name__ == "__main__":
+    main(
+        Benchmark(
+            name="verdict",
+            title="A verdict on 64 examples against 4 skills of 205 stored rows",
+            compared="the trunk's forward over the arrival (blocks 0 to 7 of 30), then: nothing; "
+            "separability from the three nearest skills, whose ranking is computed anew as after "
+            "every change of the library; the base's and one expert's losses on the answers; the "
+            "whole verdict of a novel arrival. Rows of 48 prompt and 32 answer tokens",
+            arms={
+                "trunk": lambda o: run(o, None),
+                "trunk and separability": lambda o: run(o, separate),
+                "trunk and two answer passes": lambda o: run(o, score_twice),
+                "verdict": lambda o: run(o, decide),
+            },
+            rows=rows,
+            checks=checks,
+            metric=("seconds", "s an arrival"),
+            rounds=5,
+            devices=("cpu", "cuda"),
+            defaults=Options(warmup=1, repeats=4),
+        )
+    )

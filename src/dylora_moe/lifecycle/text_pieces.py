@@ -1,0 +1,76 @@
+"""The text of answers, piece by piece as their tokens fall.
+
+Knows tokens and the texts that end an answer; knows nothing of how they are generated.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+
+from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.model.row_tokens import OnTokens, RowTokens
+from dylora_moe.text.template import stop_token_id
+
+OnText = Callable[[int, str], None]
+
+_HALF_A_CHARACTER = "\ufffd"
+"""What tokenizers put for bytes that are no whole character yet."""
+
+
+def texts_of_rows(
+    live: LivePool, prompts: Sequence[int], endings: Sequence[str], on_text: OnText
+) -> OnTokens:
+    """What to hand to a generation so that the text of each of its rows is told.
+
+    Args:
+        live: whose tokenizer the tokens are of.
+        prompts: the number that each row is told by.
+        endings: texts that end an answer and are not part of it.
+        on_text: gets that number and a piece, an empty one too.
+    """
+    rows = [_RowText(live, endings) for _ in prompts]
+
+    def take(new: RowTokens) -> None:
+        on_text(prompts[new.row], rows[new.row].take(new))
+
+    return take
+
+
+def text_of(live: LivePool, tokens: Sequence[int], endings: Sequence[str]) -> str:
+    """The answer that these tokens are, without what ends it."""
+    stop = stop_token_id(live.base.tokenizer)
+    kept = list(itertools.takewhile(lambda token: token != stop, tokens))
+    text = str(live.base.tokenizer.decode(kept, skip_special_tokens=True))
+    for ending in endings:
+        text = text.partition(ending)[0]
+    return text
+
+
+class _RowText:
+    """The text of one row: the pieces together are the answer.
+
+    Held back is what a later token may still change: half a character, and what may become the
+    beginning of a text that ends the answer.
+    """
+
+    def __init__(self, live: LivePool, endings: Sequence[str]) -> None:
+        self._live, self._endings = live, endings
+        self._tokens: list[int] = []
+        self._sent = 0
+
+    def take(self, new: RowTokens) -> str:
+        self._tokens.extend(new.tokens)
+        text = text_of(self._live, self._tokens, self._endings)
+        settled = len(text)
+        if not new.ended:
+            text = text.rstrip(_HALF_A_CHARACTER)
+            settled = len(text) - max((_overlap(text, e) for e in self._endings), default=0)
+        piece = text[self._sent : settled]
+        self._sent = max(self._sent, settled)
+        return piece
+
+
+def _overlap(text: str, ending: str) -> int:
+    """How many characters at the end of the text are the beginning of the ending."""
+    return next((n for n in range(len(ending) - 1, 0, -1) if text.endswith(ending[:n])), 0)

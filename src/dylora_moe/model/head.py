@@ -1,0 +1,131 @@
+"""The output head at the trained positions: logits of those alone, or their loss without logits.
+
+Knows a head and positions; knows nothing of routing. torch's own fused form
+(`linear_cross_entropy`) is 20 times slower on a CPU in bf16 and less exact there (docs/lab-log.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional
+
+from dylora_moe.foundation.base import Base
+from dylora_moe.foundation.tap import Skip
+
+_LOGITS = 1 << 24
+"""Logits that are in memory at a time: 64 MiB in fp32."""
+
+
+@contextmanager
+def selecting(head: nn.Module, mask: Bool[Tensor, "batch seq"]) -> Iterator[None]:
+    """Within it the head sees only the masked positions, `[1, n, d_model]` in reading order."""
+
+    def select(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (args[0][mask.to(args[0].device)].unsqueeze(0), *args[1:])
+
+    handle = head.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def passed_over(head: nn.Module) -> Iterator[None]:
+    """Within it the head returns what it is given: a model's logits are its last hidden states."""
+    vars(head)["forward"] = _Passed()
+    try:
+        yield
+    finally:
+        del vars(head)["forward"]
+
+
+def ends_at_head(base: Base) -> bool:
+    """Whether a base's logits are its head's product and nothing else.
+
+    Some families scale or cap them afterwards, which a loss taken from the head would miss. One
+    token is run to see it, the first time.
+    """
+    if base.model not in _ends:
+        _ends[base.model] = _ends_at_head(base)
+    return _ends[base.model]
+
+
+def answer_losses_of(
+    hidden: Float[Tensor, "n d_model"], head: nn.Linear, targets: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """Cross entropy of each target in nats, fp32, with a gradient to the hidden states alone.
+
+    The same as `cross_entropy(head(hidden).float(), targets)`; a piece of the logits exists at a
+    time, and the gradient is taken while it does, so that they are never made twice.
+
+    Args:
+        hidden: the last hidden states, in the head's dtype.
+        head: frozen.
+        targets: token ids.
+    """
+    losses: Tensor = _HeadLosses.apply(hidden, head.weight, head.bias, targets)
+    return losses
+
+
+class _Passed(Skip):
+    def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden
+
+
+_ends: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
+
+
+@torch.no_grad()
+def _ends_at_head(base: Base) -> bool:
+    head = base.model.get_submodule(base.anatomy.head_name)
+    if type(head) is not nn.Linear or head.weight.requires_grad:
+        return False
+    made: list[Tensor] = []
+    handle = head.register_forward_hook(lambda _m, _a, output: made.append(output))
+    try:
+        token = torch.zeros(1, 1, dtype=torch.long, device=base.device)
+        logits = base.model(input_ids=token, use_cache=False).logits
+    finally:
+        handle.remove()
+    return len(made) == 1 and torch.equal(logits, made[0])
+
+
+class _HeadLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+    ) -> Tensor:
+        n = hidden.shape[0]
+        losses = torch.empty(n, device=hidden.device)
+        learns = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if learns else None
+        step = max(1, _LOGITS // weight.shape[0])
+        for start in range(0, n, step):
+            part = slice(start, start + step)
+            # fp32: a bf16 log-softmax over a large vocabulary is off in the second digit.
+            values = functional.linear(hidden[part], weight, bias).float()
+            own = values.gather(1, targets[part, None])
+            largest = values.amax(1, keepdim=True)
+            total = values.sub_(largest).exp_().sum(1, keepdim=True)
+            losses[part] = (total.log() + largest - own)[:, 0]
+            if gradient is not None:
+                values.div_(total).scatter_add_(1, targets[part, None], torch.full_like(own, -1.0))
+                torch.mm(values.to(hidden.dtype), weight, out=gradient[part])
+        if gradient is not None:
+            ctx.save_for_backward(gradient)
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, *gradients: Any) -> Any:
+        (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient * gradients[0][:, None].to(gradient.dtype), None, None, None

@@ -1,0 +1,93 @@
+"""Which experts are read when a revision becomes live, and what memory they may take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dylora_moe.build.pool import Pool
+from dylora_moe.errors import ArtifactError, ConfigError
+from tests.pools import PROMPTS, answers, fingerprint, states
+
+
+def test_opening_reads_no_weights_and_the_first_answer_only_those_it_needs(taught: Pool) -> None:
+    taught.close()
+    with Pool.open(taught.path, device="cpu", dtype="fp32") as pool:
+        experts = pool.live.experts
+        assert len(experts.names) == len(pool.experts()) > 1
+        assert experts.resident == ()
+        assert {experts.tier(name) for name in experts.names} == {"disk"}
+        pool.generate("123456", expert="digits", max_new_tokens=1)
+        assert experts.resident == (pool.live.version("digits").expert_id,)
+
+
+def test_a_pool_with_room_for_one_expert_answers_as_one_with_room_for_all(taught: Pool) -> None:
+    before, weights = answers(taught), states(taught)
+    size = max(taught.live.experts.bytes(name) for name in taught.live.experts.names)
+    taught.close()
+    with Pool.open(taught.path, device="cpu", dtype="fp32", expert_memory=size) as pool:
+        assert answers(pool) == before
+        for prompt in PROMPTS:
+            pool.generate(prompt, max_new_tokens=1)
+        experts = pool.live.experts
+        for name in experts.names:
+            experts.touch([name])
+            assert experts.resident == (name,)
+        assert all(
+            torch.equal(value, states(pool)[name][key])
+            for name, state in weights.items()
+            for key, value in state.items()
+        )
+
+
+def test_what_was_promoted_can_leave_memory_for_its_files(taught: Pool) -> None:
+    experts = taught.live.experts
+    before = fingerprint(taught)
+    for name in experts.names:
+        experts.offload(name)
+        assert experts.tier(name) == "disk"
+    assert fingerprint(taught) == before
+
+
+def test_a_change_by_hand_is_taken_back_and_what_did_not_change_is_not_read(taught: Pool) -> None:
+    before, live = fingerprint(taught), taught.live
+    first, second = live.experts.names[:2]
+    live.experts.touch([first, second])
+    with torch.no_grad():
+        next(iter(live.experts.parameters_of(first).values())).add_(1.0)
+    kept = [id(p) for p in live.experts.parameters_of(second).values()]
+    live.become(taught.revision, dirty=live.experts.names)
+    assert [id(p) for p in live.experts.parameters_of(second).values()] == kept
+    assert fingerprint(taught) == before
+
+
+def test_what_replaces_weights_in_memory_is_read_before_they_go(taught: Pool) -> None:
+    live = taught.live
+    version = taught.experts()[0]
+    live.experts.touch([version.expert_id])
+    live.experts.set_trainable([version.expert_id])
+    live.experts.freeze()
+    file = taught.path / version.files[0].path
+    body = bytearray(file.read_bytes())
+    body[-1] ^= 1
+    file.write_bytes(bytes(body))
+    state = live.experts.state(version.expert_id)
+    for change in (
+        lambda: live.become(taught.revision, dirty=[version.expert_id]),
+        lambda: live.restore_expert(version.expert_id),
+    ):
+        with pytest.raises(ArtifactError, match=f"{version.expert_id}/v1/.*damaged"):
+            change()
+        kept = live.experts.state(version.expert_id)
+        assert all(torch.equal(kept[key], value) for key, value in state.items())
+
+
+def test_memory_for_no_expert_is_refused(taught: Pool, tmp_path: Path) -> None:
+    taught.close()
+    with (
+        Pool.open(taught.path, device="cpu", dtype="fp32", expert_memory=0) as pool,
+        pytest.raises(ConfigError, match="0 bytes hold no expert"),
+    ):
+        pool.generate("a", max_new_tokens=1)
