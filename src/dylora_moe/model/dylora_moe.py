@@ -27,7 +27,7 @@ from dylora_moe.model.head import answer_losses_of, ends_at_head, passed_over, s
 from dylora_moe.model.loss import TrainedPositions, cross_entropy, summed_up, trained_positions
 from dylora_moe.model.operations import count_operations
 from dylora_moe.model.output import RoutedOutput
-from dylora_moe.model.passes import Passes, prompt_mask_of
+from dylora_moe.model.passes import Passes
 from dylora_moe.model.prefix_cache import with_prefix_cache
 from dylora_moe.routing.router import DynamicHybridRouter
 from dylora_moe.routing.routing import Routing
@@ -69,6 +69,7 @@ class DyLoRAMoE(nn.Module):
         self.router = router.to(base.device)
         self.tap = TapReader(base.model, base.anatomy)
         self._checkpointing = False
+        self._ends_at_head = ends_at_head(base)
         self.train(False)
 
     @property
@@ -142,18 +143,14 @@ class DyLoRAMoE(nn.Module):
         if self.passes.per_token and not chosen:
             inputs = with_prefix_cache(inputs, self.config)
         positions = None if labels is None else trained_positions(labels, segment_ids)
-        without_logits = loss_only and ends_at_head(self.base)
+        without_logits = loss_only and self._ends_at_head
         with ExitStack() as stack:
             if chosen:
-                source = self.passes.told(gates, expert, input_ids.shape, segment_ids)
-            elif trunk is not None:
-                source = self.passes.routed(trunk, inputs | {"segment_ids": segment_ids})
-            elif self.passes.per_token:
-                source = self.passes.listening_by_token(inputs, segment_ids)
+                told = self.passes.told(gates, expert, input_ids.shape, segment_ids)
+                routings = stack.enter_context(told)
             else:
-                mask = prompt_mask_of(inputs, prompt_mask, labels)
-                source = self.passes.listening(mask, segment_ids)
-            routings = stack.enter_context(source)
+                asked = self.passes.asked(inputs, prompt_mask, labels, segment_ids, trunk)
+                routings = stack.enter_context(asked)
             if trunk is not None:
                 stack.enter_context(replay(self.base, trunk.hidden))
             if positions is not None and (trained_logits_only or loss_only):

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -48,15 +47,24 @@ def passed_over(head: nn.Module) -> Iterator[None]:
         del vars(head)["forward"]
 
 
+@torch.no_grad()
 def ends_at_head(base: Base) -> bool:
     """Whether a base's logits are its head's product and nothing else.
 
     Some families scale or cap them afterwards, which a loss taken from the head would miss. One
-    token is run to see it, the first time.
+    token is run to see it.
     """
-    if base.model not in _ends:
-        _ends[base.model] = _ends_at_head(base)
-    return _ends[base.model]
+    head = base.model.get_submodule(base.anatomy.head_name)
+    if type(head) is not nn.Linear or head.weight.requires_grad:
+        return False
+    made: list[Tensor] = []
+    handle = head.register_forward_hook(lambda _m, _a, output: made.append(output))
+    try:
+        token = torch.zeros(1, 1, dtype=torch.long, device=base.device)
+        logits = base.model(input_ids=token, use_cache=False).logits
+    finally:
+        handle.remove()
+    return len(made) == 1 and torch.equal(logits, made[0])
 
 
 def answer_losses_of(
@@ -79,24 +87,6 @@ def answer_losses_of(
 class _Passed(Skip):
     def __call__(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden
-
-
-_ends: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-
-
-@torch.no_grad()
-def _ends_at_head(base: Base) -> bool:
-    head = base.model.get_submodule(base.anatomy.head_name)
-    if type(head) is not nn.Linear or head.weight.requires_grad:
-        return False
-    made: list[Tensor] = []
-    handle = head.register_forward_hook(lambda _m, _a, output: made.append(output))
-    try:
-        token = torch.zeros(1, 1, dtype=torch.long, device=base.device)
-        logits = base.model(input_ids=token, use_cache=False).logits
-    finally:
-        handle.remove()
-    return len(made) == 1 and torch.equal(logits, made[0])
 
 
 class _HeadLosses(torch.autograd.Function):

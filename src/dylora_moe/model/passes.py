@@ -6,7 +6,7 @@ Knows router, experts and tap; knows nothing of labels, losses or generation.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,6 +140,26 @@ class Passes:
             choice = None if is_base else Gates.only(str(name), 1, self.device)
         with self.bound(choice):
             yield []
+
+    def asked(
+        self,
+        inputs: Mapping[str, Any],
+        prompt_mask: Tensor | None,
+        labels: Tensor | None,
+        segment_ids: Tensor | None,
+        trunk: TrunkBatch | None,
+    ) -> AbstractContextManager[list[Routing]]:
+        """The router's choice, of the trunk's states where they are known and on the way else.
+
+        Raises:
+            RoutingError: the inputs do not say what to route by.
+            BaseModelError: the trunk's states are not those that routing by token reads.
+        """
+        if trunk is not None:
+            return self.routed(trunk, {**inputs, "segment_ids": segment_ids})
+        if self.per_token:
+            return self.listening_by_token(inputs, segment_ids)
+        return self.listening(prompt_mask_of(inputs, prompt_mask, labels), segment_ids)
 
     @property
     def per_token(self) -> bool:

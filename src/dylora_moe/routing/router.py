@@ -291,9 +291,9 @@ class DynamicHybridRouter(nn.Module):
         device = self.log_temperature.device
         self._experts = tuple(dict.fromkeys(row.expert_id for row in self.rows))
         column = {expert: index for index, expert in enumerate(self._experts)}
+        owners = torch.tensor([[column[r.expert_id]] for r in self.rows], dtype=torch.int64)
         table = torch.zeros(len(self.rows), len(column))
-        owners = torch.tensor([column[row.expert_id] for row in self.rows], dtype=torch.int64)
-        self.membership = table.scatter_(1, owners[:, None], 1.0).to(device)
+        self.membership = table.scatter_(1, owners.reshape(-1, 1), 1.0).to(device)
         young = [value < MATURE_FROM for value in self.maturity.values()]
         self.young = torch.tensor(young, dtype=torch.bool, device=device)
 
