@@ -46,7 +46,8 @@ def test_a_new_expert_is_told_with_all_its_numbers(taught: Pool) -> None:
     arrival = told["arrival"].numbers
     assert arrival["rows"] == arrival["train_rows"] + arrival["validation_rows"] == 64
     assert set(arrival["separability"]) == set(arrival["fit"]) == {"value", "low", "high"}
-    assert set(arrival["nearest_losses"]) == {"letters", "digits"}
+    assert set(arrival["nearest_losses"]) <= {"letters", "digits"}
+    assert arrival["nearest_losses"]
     assert arrival["similarity"]["classifier"] == arrival["nearest"][0][1]
     assert told["router"].numbers["classes"] == 4
     assert told["promoted"].numbers["revision"] == taught.revision.number

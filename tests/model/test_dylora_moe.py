@@ -13,7 +13,7 @@ from dylora_moe.foundation.trunk import trunk_states
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.model.loss import IGNORED
 from tests.model.builders import LENGTHS, model_of, packed, padded
-from tests.models import FAMILIES, PACKING_FAMILIES, tiny
+from tests.models import FAMILIES, PACKING_FAMILIES
 
 
 def inputs_of(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -19,13 +19,16 @@ from transformers.pytorch_utils import Conv1D
 from dylora_moe.experts.gates import Gates, GateSlot
 from dylora_moe.experts.products import (
     Form,
+    Ready,
     StackedLinear,
     add_by_row,
     add_by_token,
     cheapest,
     gathered,
+    is_few,
     pile,
     stack,
+    version,
 )
 
 
@@ -69,13 +72,20 @@ class MixtureLinear(Linear):
         Returns:
             The same leading shape with `out` features, in the base layer's dtype.
         """
-        if self.disable_adapters or self.merged:
-            if self.disable_adapters and self.merged:
+        # Not by PEFT's properties: this runs for every layer of every step.
+        if self._disable_adapters or self.merged_adapters:
+            if self._disable_adapters and self.merged_adapters:
                 self.unmerge()
             return self._base(x, *args, **kwargs)
         gates = self._slot.current
-        names = () if gates is None else tuple(n for n in gates.experts if n in self.lora_A)
-        if gates is None or not names:
+        if gates is None:
+            return self._base(x, *args, **kwargs)
+        if not (args or kwargs or torch.is_grad_enabled()):
+            ready: Ready | None = gates.kept.get(self)
+            if ready is not None and ready.fits(x, self._slot.revision):
+                return ready.output(x, self._base)
+        names = tuple(name for name in gates.experts if name in self.lora_A)
+        if not names:
             return self._base(x, *args, **kwargs)
         if args or kwargs or self._needs_operations(x, names):
             return self._base(x, *args, **kwargs) + self._delta(x, gates, names)
@@ -141,49 +151,31 @@ class MixtureLinear(Linear):
 
     def _stacked(self, x: Tensor, gates: Gates, names: tuple[str, ...]) -> Tensor:
         """Without a graph: stacks are kept, and weights that all rows share are in them."""
-        key = (self._slot.revision, x.dtype, x.dim(), x.shape[0])
-        found = gates.kept.get(self)
-        if found is None or found[0] != key or found[1] != _version(found[2]):
-            matrices = self._matrices(names)
-            downs, ups = self._stacks(names, x.dtype)
-            gate = None
-            if gates.uniform and len(names) == 1:
-                ups = ups * self.scaling[names[0]]
-            elif gates.weights.dim() == 2 and gates.weights.shape[0] == 1:
-                ups = ups * self._along_rank(x, gates, names).view(-1, ups.shape[1])[:1]
-            else:
-                gate = self._along_rank(x, gates, names)
-            found = (key, _version(matrices), matrices, downs, ups.t(), gate)
-            if not self._learns(names):
-                gates.kept[self] = found
-        *_, downs, ups, gate = found
-        result = self._base(x)
-        down = functional.linear(x, downs)
-        if gate is not None:
-            down = down * gate
-        # Into the base's output, which is nobody else's.
-        result.view(-1, result.shape[-1]).addmm_(down.view(-1, down.shape[-1]), ups)
-        return result
+        matrices = self._matrices(names)
+        ranks = sum(self.r[name] for name in names)
+        few = is_few(x, ranks)
+        dtype = torch.float32 if few else x.dtype
+        downs, ups = stack(matrices, dtype) if few else self._stacks(names, matrices, dtype)
+        gate = None
+        if gates.uniform and len(names) == 1:
+            ups = ups * self.scaling[names[0]]
+        elif gates.weights.dim() == 2 and gates.weights.shape[0] == 1:
+            ups = ups * self._along_rank(x, gates, names).view(-1, ups.shape[1])[:1].to(dtype)
+        else:
+            gate = self._along_rank(x, gates, names).to(dtype)
+        ups, revision = ups.t().contiguous(), self._slot.revision
+        ready = Ready(x, revision, matrices, downs, ups, gate, _frozen(self.base_layer))
+        if not self._learns(names):
+            gates.kept[self] = ready
+        return ready.output(x, self._base)
 
     def _sparse(self, x: Tensor, gates: Gates, names: tuple[str, ...], form: Form) -> Tensor:
         """Only the experts that each row, or each token, was given."""
-        key = (self._slot.revision, x.dtype, form)
-        found = gates.kept.get(self)
-        if found is None or found[0] != key or found[1] != _version(found[2]):
-            matrices = self._matrices(names)
-            downs, ups = pile(matrices, x.dtype)
-            scalings = tuple(self.scaling[name] for name in names)
-            chosen, gate = gates.picked(names, scalings)
-            gate = gate.to(x.dtype)
-            if form == "by row":
-                downs, ups, gate = gathered(downs, ups, chosen, gate)
-            found = (key, _version(matrices), matrices, downs, ups, chosen, gate)
-            if not (torch.is_grad_enabled() or self._learns(names)):
-                gates.kept[self] = found
-        *_, downs, ups, chosen, gate = found
-        result = self._base(x)
+        downs, ups = pile(self._matrices(names), x.dtype)
+        chosen, gate = gates.picked(names, tuple(self.scaling[name] for name in names))
+        gate, result = gate.to(x.dtype), self._base(x)
         if form == "by row":
-            return add_by_row(result, x, downs, ups, gate)
+            return add_by_row(result, x, *gathered(downs, ups, chosen, gate))
         k = chosen.shape[-1]
         flat = result.view(-1, result.shape[-1])
         added = add_by_token(
@@ -206,19 +198,15 @@ class MixtureLinear(Linear):
         # kept of an expert that learns; freezing it counts as a revision.
         return any(self.lora_B[name].weight.requires_grad for name in names)
 
-    def _stacks(self, names: tuple[str, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        matrices = self._matrices(names)
+    def _stacks(
+        self, names: tuple[str, ...], matrices: tuple[Tensor, ...], dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
         if self._learns(names):
             return stack(matrices, dtype)
-        key = (names, dtype, self._slot.revision, _version(matrices))
+        key = (names, dtype, self._slot.revision, version(matrices))
         if self._kept is None or self._kept_key != key:
             self._kept, self._kept_key = stack(matrices, dtype), key
         return self._kept
-
-
-def _version(matrices: tuple[Tensor, ...]) -> int:
-    """Counts in-place changes by hand; those of the manager are the slot's `revision`."""
-    return sum(one._version for one in matrices)
 
 
 def _frozen(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -42,41 +41,44 @@ def use_grouped_attention(model: PreTrainedModel) -> bool:
 
 def grouped_attention(
     module: nn.Module,
-    query: Float[Tensor, "batch heads queries d"],
-    key: Float[Tensor, "batch groups keys d"],
-    value: Float[Tensor, "batch groups keys d"],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
     attention_mask: Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
-) -> tuple[Float[Tensor, "batch queries heads d"], None]:
+) -> tuple[Tensor, None]:
     """Softmax attention in which the heads of a group share one product with its keys.
 
     Args:
         module: the attention layer.
-        query, key, value: heads are a multiple of groups, and no head is repeated for it.
+        query: `[batch, heads, queries, d]`.
+        key, value: `[batch, groups, keys, d]`; heads are a multiple of groups, and none is
+            repeated for it.
         attention_mask: additive `[batch, 1, queries, keys]`; None: every key is seen.
         dropout: of the attention's weights; above 0 torch's own kernel runs.
         scaling: of the scores; `d ** -0.5` where None.
         kwargs: handed to torch's kernel where that runs (long rows, one new token).
 
     Returns:
-        The heads' outputs, and None for the weights.
+        The heads' outputs `[batch, queries, heads, d]`, and None for the weights.
     """
     rows, heads, queries, width = query.shape
     groups, keys = key.shape[1], key.shape[2]
-    # Prompts without padding come without a mask, which only torch's kernel takes as causal.
-    unmasked = attention_mask is None
-    if unmasked or dropout > 0.0 or queries == 1 or rows * heads * queries * keys > MOST_SCORES:
+    # One new token sees every key; more without a mask are causal, which only torch's kernel knows.
+    masked = attention_mask is not None or (queries == 1 and rows > 1)
+    if not masked or dropout > 0.0 or rows * heads * queries * keys > MOST_SCORES:
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    assert attention_mask is not None
     share = heads // groups
     scale = width**-0.5 if scaling is None else scaling
     folded = (query * scale).reshape(rows, groups, share * queries, width)
     scores = torch.matmul(folded, key.transpose(2, 3)).view(rows, groups, share, queries, keys)
-    weights = torch.softmax(scores + attention_mask[:, :, None], -1)
+    if attention_mask is not None:
+        scores = scores + attention_mask[:, :, None]
+    weights = torch.softmax(scores, -1)
     output = torch.matmul(weights.view(rows, groups, share * queries, keys), value)
     return output.view(rows, heads, queries, -1).transpose(1, 2).contiguous(), None
 
