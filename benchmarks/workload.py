@@ -9,6 +9,7 @@ from __future__ import annotations
 import string
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -61,6 +62,15 @@ def load(options: Options, dtype: str | None = None) -> Base:
     )
     model = LlamaForCausalLM(config).to(device=options.device, dtype=DTYPES[kind])
     return wrap(model, toy_tokenizer(), name="toy")
+
+
+def save_toy(folder: Path) -> Path:
+    """The tiny Llama as a base on disk, for pools."""
+    base = load(Options(toy=True), "fp32")
+    with quiet():
+        base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    return folder
 
 
 def toy_tokenizer() -> PreTrainedTokenizerFast:
