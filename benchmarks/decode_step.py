@@ -37,14 +37,14 @@ def run_ours(options: Options, targets: str) -> Mapping[str, Any]:
 
 def run_peft(options: Options, targets: str) -> Mapping[str, Any]:
     """One unmerged LoRA on all blocks, as people use it."""
-    base = workload.load(options)
+    base = workload.load_stock(options)
     model = workload.peft_lora(base, targets).eval()
     return _measure(options, base, lambda ids: decoding.theirs(model, base, ids))
 
 
 def run_xlora(options: Options, targets: str) -> Mapping[str, Any]:
     """X-LoRA over eight adapters on all blocks; each step is a pass over the whole sequence."""
-    base = workload.load(options)
+    base = workload.load_stock(options)
     model = peers.xlora(base, EXPERTS, targets).eval()
     ids = workload.tokens(options, base, 1, decoding.context(options))
     timed = decoding.time_steps(options, decoding.theirs(model, base, ids), XLORA_STEPS)

@@ -24,7 +24,7 @@ KINDS = ("all-linear", "attention")
 
 def run_peft(options: Options, targets: str) -> Mapping[str, Any]:
     """One LoRA on all blocks, as people use it."""
-    base = workload.load(options)
+    base = workload.load_stock(options)
     model = workload.peft_lora(base, targets).train()
     ids = workload.tokens(options, base, *workload.batch_shape(options))
     return _measure(options, model, lambda: model(input_ids=ids, labels=ids, use_cache=False).loss)
@@ -32,7 +32,7 @@ def run_peft(options: Options, targets: str) -> Mapping[str, Any]:
 
 def run_xlora(options: Options, targets: str) -> Mapping[str, Any]:
     """X-LoRA over eight adapters on all blocks, adapters and gate learning."""
-    base = workload.load(options)
+    base = workload.load_stock(options)
     model = peers.xlora(base, EXPERTS, targets, trainable=True).train()
     ids = workload.tokens(options, base, *workload.batch_shape(options))
     return _measure(options, model, lambda: model(input_ids=ids, labels=ids, use_cache=False).loss)

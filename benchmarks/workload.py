@@ -41,6 +41,13 @@ def batch_shape(options: Options) -> tuple[int, int]:
     return (2, 16) if options.toy else (4, 256)
 
 
+def load_stock(options: Options, dtype: str | None = None) -> Base:
+    """The base for peers: with torch's own attention, as transformers loads it."""
+    base = load(options, dtype)
+    base.model.set_attn_implementation("sdpa")
+    return base
+
+
 def load(options: Options, dtype: str | None = None) -> Base:
     """SmolLM2-135M, or a random tiny Llama at toy size."""
     kind = dtype or options.dtype

@@ -27,7 +27,8 @@ from dylora_moe.records import BASE_NAME, Turn
 from dylora_moe.routing.routing import Routing
 from dylora_moe.text.template import Encoded, encode_prompt, stop_token_id
 
-_BATCH_ROWS = 32
+BATCH_ROWS = 32
+"""Prompts that are answered at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +110,8 @@ def _batches(lengths: Sequence[int], live: LivePool, sampling: Sampling) -> Iter
                 f"the prompt is {lengths[index]} tokens long and the base's context {context}, "
                 "which leaves no room for an answer; shorten it"
             )
-    for first in range(0, len(together), _BATCH_ROWS):
-        yield together[first : first + _BATCH_ROWS]
+    for first in range(0, len(together), BATCH_ROWS):
+        yield together[first : first + BATCH_ROWS]
 
 
 def _generate(

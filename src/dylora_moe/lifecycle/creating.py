@@ -128,7 +128,10 @@ def _train(step: Step, run: Run, expert_id: str, alias: str) -> _New:
         on_creation={"similarity_scores_on_creation": scores} if scores else None,
     )
     target = target_of(step, sets)
-    base_loss = answer_losses(live.model, target, expert=BASE_NAME).mean
+    # An expert that began at zero began as the base, and that was measured.
+    base_loss = outcome.start_loss
+    if _start(step):
+        base_loss = answer_losses(live.model, target, expert=BASE_NAME).mean
     rivals = [
         answer_losses(live.model, target, expert=rival).mean
         for rival in neighbours(live, step, expert_id)

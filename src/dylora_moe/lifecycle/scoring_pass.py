@@ -5,10 +5,10 @@ Knows the model and the card; knows nothing of promotion. Only what moved is com
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from dylora_moe.lifecycle.answering import Sampling, answer
+from dylora_moe.lifecycle.answering import BATCH_ROWS, Sampling, answer
 from dylora_moe.lifecycle.live import LivePool, LiveSkill
 from dylora_moe.lifecycle.scorecard import RowScore, Scorecard, SkillCard
 from dylora_moe.routing.routing import Routing
@@ -42,23 +42,46 @@ def score_pool(
         changed: experts whose weights are not those of `before`; versions tell too, this is for
             the ones in the making.
     """
-    cards, rescored = {}, 0
-    for skill_id, skill in live.skills.items():
-        card, count = _score_skill(live, skill, before.skills.get(skill_id), generate, changed)
-        cards[skill_id] = card
-        rescored += count
-    return ScoringPass(Scorecard(cards), rescored)
+    drafts = {
+        skill_id: _draft(live, skill, before.skills.get(skill_id), generate, changed)
+        for skill_id, skill in live.skills.items()
+    }
+    checked = _checked(live, drafts)
+    cards = {
+        skill_id: _card(live, live.skills[skill_id], draft, checked[skill_id], changed)
+        for skill_id, draft in drafts.items()
+    }
+    return ScoringPass(Scorecard(cards), sum(len(draft.fresh) for draft in drafts.values()))
 
 
-def _score_skill(
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A skill's rows before their answers are generated.
+
+    Attributes:
+        before: its card so far.
+        weights: each row's experts now, by reference.
+        fresh: losses and tokens of the rows that moved, by index.
+        kept: rows whose score is taken over if there is one.
+        generate: rows whose answers are to be generated.
+    """
+
+    before: SkillCard | None
+    weights: Sequence[dict[str, float]]
+    fresh: Mapping[int, tuple[float, int]]
+    kept: frozenset[int]
+    generate: Sequence[int]
+
+
+def _draft(
     live: LivePool,
     skill: LiveSkill,
     before: SkillCard | None,
     generate: int,
     changed: Collection[str],
-) -> tuple[SkillCard, int]:
+) -> _Draft:
     if skill.rows is None:
-        return SkillCard(skill.name, skill.expert_id, float("nan"), ()), 0
+        return _Draft(before, (), {}, frozenset(), ())
     routing = row_routing(live.model, skill.rows)
     weights = _weights_by_ref(live, routing)
     known = {row.key: row for row in before.rows} if before is not None else {}
@@ -73,32 +96,46 @@ def _score_skill(
     live.experts.prefetch([ref.partition("@")[0] for index in moved for ref in weights[index]])
     fresh = _losses(live, skill.rows, moved, routing)
     to_check = _to_generate(skill, generate)
-    checked = _checked(
-        live,
-        skill,
-        [i for i in to_check if i in fresh or known[skill.rows.encoded[i].key].score is None],
-    )
+    missing = [
+        index
+        for index in to_check
+        if index in fresh or known[skill.rows.encoded[index].key].score is None
+    ]
+    return _Draft(before, weights, fresh, frozenset(to_check), missing)
+
+
+def _card(
+    live: LivePool,
+    skill: LiveSkill,
+    draft: _Draft,
+    checked: Mapping[int, float],
+    changed: Collection[str],
+) -> SkillCard:
+    if skill.rows is None:
+        return SkillCard(skill.name, skill.expert_id, float("nan"), ())
+    before = draft.before
+    known = {row.key: row for row in before.rows} if before is not None else {}
     rows = []
     for index, encoded in enumerate(skill.rows.encoded):
-        if index in fresh:
-            total, tokens = fresh[index]
-            row = RowScore(encoded.key, weights[index], total, tokens, checked.get(index))
+        if index in draft.fresh:
+            total, tokens = draft.fresh[index]
+            score = checked.get(index)
+            rows.append(RowScore(encoded.key, draft.weights[index], total, tokens, score))
         else:
             old = known[encoded.key]
-            kept = old.score if index in to_check else None
-            row = RowScore(encoded.key, old.to, old.total, old.tokens, checked.get(index, kept))
-        rows.append(row)
-    same_rows = before is not None and {r.key for r in rows} == set(known)
+            kept = old.score if index in draft.kept else None
+            score = checked.get(index, kept)
+            rows.append(RowScore(encoded.key, old.to, old.total, old.tokens, score))
     if (
         before is not None
-        and same_rows
+        and {row.key for row in rows} == set(known)
         and before.expert == live.ref(skill.expert_id)
         and skill.expert_id not in changed
     ):
         pinned = before.pinned_loss
     else:
         pinned = answer_losses(live.model, skill.rows, expert=skill.expert_id).mean
-    return SkillCard(skill.name, live.ref(skill.expert_id), pinned, tuple(rows)), len(moved)
+    return SkillCard(skill.name, live.ref(skill.expert_id), pinned, tuple(rows))
 
 
 def _weights_by_ref(live: LivePool, routing: Routing) -> list[dict[str, float]]:
@@ -127,21 +164,35 @@ def _to_generate(skill: LiveSkill, count: int) -> list[int]:
     return ranked[:count]
 
 
-def _checked(live: LivePool, skill: LiveSkill, chosen: Sequence[int]) -> dict[int, float]:
-    assert skill.rows is not None
-    examples = {index: skill.validation[index] for index in chosen}
-    with_prompt = [index for index in chosen if len(examples[index].turns) > 1]
-    if not with_prompt:
-        return {}
-    longest = max(skill.rows.targets[index] for index in with_prompt) + 8
-    answers = answer(
-        live,
-        [examples[index].turns[:-1] for index in with_prompt],
-        sampling=Sampling(max_new_tokens=min(longest, _LONGEST_ANSWER)),
-    )
-    return {
-        index: score(
-            examples[index].check, found.text, examples[index].completion, examples[index].tests
+def _checked(live: LivePool, drafts: Mapping[str, _Draft]) -> dict[str, dict[int, float]]:
+    """Scores of generated answers, by skill and row.
+
+    Rows of all skills are answered together, those with short answers first, since a batch runs as
+    long as its longest answer.
+    """
+    asked = [
+        (_targets(live, skill_id, index), skill_id, index)
+        for skill_id, draft in drafts.items()
+        for index in draft.generate
+        if len(live.skills[skill_id].validation[index].turns) > 1
+    ]
+    asked.sort()
+    found: dict[str, dict[int, float]] = {skill_id: {} for skill_id in drafts}
+    for start in range(0, len(asked), BATCH_ROWS):
+        group = asked[start : start + BATCH_ROWS]
+        examples = [live.skills[skill_id].validation[index] for _, skill_id, index in group]
+        answers = answer(
+            live,
+            [example.turns[:-1] for example in examples],
+            sampling=Sampling(max_new_tokens=min(group[-1][0] + 8, _LONGEST_ANSWER)),
         )
-        for index, found in zip(with_prompt, answers, strict=True)
-    }
+        for (_, skill_id, index), example, said in zip(group, examples, answers, strict=True):
+            points = score(example.check, said.text, example.completion, example.tests)
+            found[skill_id][index] = points
+    return found
+
+
+def _targets(live: LivePool, skill_id: str, index: int) -> int:
+    rows = live.skills[skill_id].rows
+    assert rows is not None
+    return rows.targets[index]
