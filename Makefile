@@ -64,8 +64,8 @@ $(BENCH): $(STAMP)
 	@touch $@
 
 bench: $(BENCH)  ## every benchmark against its peers, one after another; hours on a small machine
-	$(BIN)/python benchmarks/run_all.py $(if $(DATA),--data $(DATA))
-	$(BIN)/python benchmarks/scoreboard.py --write docs/benchmarks.md
+	@code=0; $(BIN)/python benchmarks/run_all.py $(if $(DATA),--data "$(DATA)") || code=$$?; \
+		$(BIN)/python benchmarks/scoreboard.py --write docs/benchmarks.md && exit $$code
 
 scoreboard: $(STAMP)  ## the figures of all benchmarks, what falls short first
 	@$(BIN)/python benchmarks/scoreboard.py

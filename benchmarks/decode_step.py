@@ -32,6 +32,8 @@ def run_ours(options: Options, targets: str) -> Mapping[str, Any]:
     """Eight young experts: the prompts' routing is dense, and carried to every step."""
     base = workload.load(options)
     model = workload.ours(base, EXPERTS, targets)
+    ids = workload.tokens(options, base, max(BATCHES), decoding.context(options))
+    workload.require_dense(model, workload.features(base, ids))
     return _measure(options, base, lambda ids: decoding.ours(model, ids))
 
 
@@ -69,7 +71,8 @@ def checks(options: Options) -> Sequence[Check]:
         single = decoding.record(decoding.ours(model, prompts, expert=names[0]), forced)
         states = {name: model.experts.state(name) for name in names}
         model.experts.unload()
-        merged = Merged(base, states)
+        stock = workload.load_stock(options, "fp32")
+        merged = Merged(stock, states)
         for what, logits, given in (
             ("given weights", mixed, gates.weights),
             ("the router's weights", routed, routing.weights.detach()),
@@ -77,9 +80,9 @@ def checks(options: Options) -> Sequence[Check]:
             difference = workload.largest(logits, merged.answers(prompts, forced, given))
             words = f"decode logits, {targets}, {what}, against deltas merged into the base"
             found.append(Check(words, difference, 3e-4))
-        reference = workload.peft_lora(base, targets, blocks=base.anatomy.adapted_blocks).eval()
+        reference = workload.peft_lora(stock, targets, blocks=base.anatomy.adapted_blocks).eval()
         peers.copy_into(reference, {"default": states[names[0]]})
-        theirs = decoding.record(decoding.theirs(reference, base, prompts), forced)
+        theirs = decoding.record(decoding.theirs(reference, stock, prompts), forced)
         words = f"decode logits, {targets}, one expert, against PEFT on the same blocks"
         found.append(Check(words, workload.largest(single, theirs), 3e-4))
     return found
@@ -160,6 +163,7 @@ if __name__ == "__main__":
             checks=checks,
             metric=("seconds", "s a step, batch 1"),
             rounds=3,
+            theirs=[f"{name}, {kind}" for kind in KINDS for name in ("PEFT LoRA", "X-LoRA")],
             defaults=Options(warmup=1, repeats=2),
         )
     )

@@ -150,8 +150,12 @@ def rows(samples: Samples) -> Sequence[Row]:
             note=f"{one:.1f} MiB where it is in use",
         ),
         samples.row(
-            MANY, f"seconds to open {OWNED} experts from their files, router's fit and all",
-            metric="seconds to open",
+            MANY, f"seconds to register {OWNED} experts by their files and to fit a router of as "
+            "many skills", metric="seconds to open",
+        ),
+        samples.row(
+            MANY, f"MiB of the pool's parts beyond process and base, {OWNED} experts owned, "
+            f"{IN_USE} in use", metric="memory of the pool's parts",
         ),
     ]  # fmt: skip
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +20,11 @@ from measured import middle
 
 from dylora_moe.evaluation.figures.style import light, settings
 
-_PEERS = ("peft", "trl", "x-lora", "stock", "torch", "machine")
-"""How the names of arms begin that are not this project's."""
-
-
-def is_peer(arm: str) -> bool:
-    """Whether an arm is what this project is compared with."""
-    return arm.lower().startswith(_PEERS)
-
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
     """Bars of each arm's median, a dot for each round; ours in blue, peers in grey."""
     metric, unit = result["metric"]
-    rounds = result["rounds"]
+    rounds, theirs = result["rounds"], set(result.get("theirs", ()))
     arms = [name for name in rounds[0] if metric in rounds[0][name]]
     values = {arm: [middle(one[arm][metric]) for one in rounds if arm in one] for arm in arms}
     if unit.startswith("s ") and max(max(found) for found in values.values()) < 1:
@@ -43,14 +35,14 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         figure = Figure(figsize=(8, 1.75 + 0.36 * len(arms)), dpi=160, layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        _bars(axes, values)
+        _bars(axes, values, theirs)
         axes.set_xlabel(unit)
         figure.suptitle(
             "\n".join(textwrap.wrap(result["title"], 80)),
             x=0.01, ha="left", fontsize=11.5, fontweight="bold", color=light("ink"),
         )  # fmt: skip
         figure.supxlabel(_caption(result), x=0.01, ha="left", fontsize=8.5, color=light("muted"))
-        if 0 < sum(map(is_peer, arms)) < len(arms):
+        if 0 < len(theirs & set(arms)) < len(arms):
             both = [
                 Patch(color=light("blue"), label="this project"),
                 Patch(color=light("grey"), label="compared with"),
@@ -59,11 +51,11 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
         figure.savefig(path)
 
 
-def _bars(axes: Axes, values: Mapping[str, list[float]]) -> None:
+def _bars(axes: Axes, values: Mapping[str, list[float]], theirs: Set[str]) -> None:
     largest = max(max(found) for found in values.values())
     for place, (arm, found) in enumerate(values.items()):
         value = statistics.median(found)
-        axes.barh(place, value, height=0.66, color=light("grey" if is_peer(arm) else "blue"))
+        axes.barh(place, value, height=0.66, color=light("grey" if arm in theirs else "blue"))
         if len(found) > 1:
             axes.plot(found, [place] * len(found), ".", color=light("ink"), ms=5, clip_on=False)
         beyond = max(found) + 0.012 * largest
@@ -71,7 +63,7 @@ def _bars(axes: Axes, values: Mapping[str, list[float]]) -> None:
     labels = ["\n".join(textwrap.wrap(arm, 44)) for arm in values]
     axes.set_yticks(range(len(values)), labels)
     for label, arm in zip(axes.get_yticklabels(), values, strict=True):
-        label.set_color(light("muted" if is_peer(arm) else "ink"))
+        label.set_color(light("muted" if arm in theirs else "ink"))
     axes.invert_yaxis()
     # Room for the number beside the longest bar.
     axes.set_xlim(0, 1.1 * largest)

@@ -9,7 +9,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "torchao", "bitsandbytes")
+_LIBRARIES = (
+    "torch",
+    "transformers",
+    "peft",
+    "trl",
+    "datasets",
+    "accelerate",
+    "torchao",
+    "bitsandbytes",
+    "liger-kernel",
+)
 
 
 def machine(device: str) -> dict[str, Any]:

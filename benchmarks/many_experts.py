@@ -71,7 +71,8 @@ def checks(options: Options) -> Sequence[Check]:
     states = {routing.experts[index]: model.experts.state(routing.experts[index]) for index in used}
     logits = decoding.record(decoding.ours(model, prompts), forced)
     model.experts.unload()
-    truth = Merged(base, states).answers(prompts, forced, routing.weights[:, used])
+    merged = Merged(workload.load_stock(options, "fp32"), states)
+    truth = merged.answers(prompts, forced, routing.weights[:, used])
     words = f"decode logits, {count} experts, against the chosen two of each row merged"
     found = [Check(words, workload.largest(logits, truth), 3e-4)]
     batch = {"input_ids": text, "prompt_mask": torch.ones_like(text).bool()}
@@ -161,7 +162,7 @@ def _loss(model: DyLoRAMoE, batch: Mapping[str, Tensor]) -> Tensor:
         input_ids=batch["input_ids"],
         labels=batch["input_ids"],
         prompt_mask=batch["prompt_mask"],
-        trained_logits_only=True,
+        loss_only=True,
     )
     assert output.loss is not None
     return output.loss

@@ -26,7 +26,7 @@ NAMES = workload.names(ROWS)
 
 def run_ours(options: Options, targets: str) -> Mapping[str, Any]:
     """Each row is routed to an expert of its own by the prompt."""
-    base, ids = _prompts(options)
+    base, ids = _prompts(options, workload.load)
     model = _routed(base, ids, targets)
     chosen = generate(model, ids, max_new_tokens=1, do_sample=False).routing
     assert chosen is not None
@@ -37,14 +37,14 @@ def run_ours(options: Options, targets: str) -> Mapping[str, Any]:
 
 def run_peft(options: Options, targets: str) -> Mapping[str, Any]:
     """One unmerged LoRA on all blocks for the whole batch."""
-    base, ids = _prompts(options)
+    base, ids = _prompts(options, workload.load_stock)
     model = workload.peft_lora(base, targets).eval()
     return _measure(options, decoding.theirs(model, base, ids))
 
 
 def run_names(options: Options, targets: str) -> Mapping[str, Any]:
     """Eight LoRAs on all blocks; `adapter_names` says which row takes which."""
-    base, ids = _prompts(options)
+    base, ids = _prompts(options, workload.load_stock)
     model = peers.lora_pool(base, ROWS, targets)
     return _measure(options, decoding.theirs(model, base, ids, adapter_names=list(NAMES)))
 
@@ -66,9 +66,10 @@ def checks(options: Options) -> Sequence[Check]:
         ]
         states = {name: model.experts.state(name) for name in NAMES}
         model.experts.unload()
-        reference = peers.lora_pool(base, ROWS, targets, blocks=base.anatomy.adapted_blocks)
+        stock = workload.load_stock(options, "fp32")
+        reference = peers.lora_pool(stock, ROWS, targets, blocks=base.anatomy.adapted_blocks)
         peers.copy_into(reference, states)
-        named = decoding.theirs(reference, base, prompts, adapter_names=list(NAMES))
+        named = decoding.theirs(reference, stock, prompts, adapter_names=list(NAMES))
         theirs = decoding.record(named, forced)
         for what, logits in (("each row alone", torch.cat(alone)), ("adapter_names", theirs)):
             words = f"decode logits, {targets}, 8 rows on 8 experts, against {what}"
@@ -113,8 +114,8 @@ def rows(samples: Samples) -> Sequence[Row]:
     return found
 
 
-def _prompts(options: Options) -> tuple[Base, Tensor]:
-    base = workload.load(options)
+def _prompts(options: Options, load: Callable[[Options], Base]) -> tuple[Base, Tensor]:
+    base = load(options)
     return base, workload.tokens(options, base, ROWS, decoding.context(options))
 
 
@@ -159,6 +160,7 @@ if __name__ == "__main__":
             checks=checks,
             metric=("seconds", "s a step, batch 8"),
             rounds=3,
+            theirs=[f"{name}, {kind}" for kind in KINDS for name in ("PEFT LoRA", "adapter_names")],
             defaults=Options(warmup=1, repeats=2),
         )
     )

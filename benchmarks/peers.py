@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -100,8 +101,35 @@ def xlora(base: Base, count: int, targets: str, *, trainable: bool = False) -> n
         )
         with quiet():
             model: nn.Module = get_peft_model(base.model, config)
+    _expect_xlora(model, count, trainable)
     # In bf16 the classifier would not meet the hidden states' dtype.
     return model.to(base.dtype)
+
+
+def _expect_xlora(model: nn.Module, count: int, trainable: bool) -> None:
+    """Ends the benchmark where X-LoRA is not what it is compared as."""
+    lora = {n: p for n, p in model.named_parameters() if ".lora_A." in n or ".lora_B." in n}
+    gate = [p for n, p in model.named_parameters() if "internal_xlora_classifier" in n]
+    # ...q_proj.lora_A.<adapter>.weight
+    there = {name.rsplit(".", 2)[-2] for name in lora}
+    if len(there) != count:
+        raise SystemExit(f"X-LoRA has adapters {sorted(there)} instead of {count}")
+    if not gate or not all(p.requires_grad for p in gate):
+        raise SystemExit("X-LoRA's gate does not learn")
+    if any(p.requires_grad is not trainable for p in lora.values()):
+        raise SystemExit(f"X-LoRA's adapters should {'' if trainable else 'not '}learn")
+
+
+def import_sft() -> None:
+    """Imports what `sft` needs, so that a clock that starts afterwards counts none of it."""
+    for module, name in (
+        ("datasets", "Dataset"),
+        ("peft", "LoraConfig"),
+        ("trl", "SFTConfig"),
+        ("trl", "SFTTrainer"),
+    ):
+        # TRL loads its parts when they are first asked for.
+        getattr(import_module(module), name)
 
 
 def sft(

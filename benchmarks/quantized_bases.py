@@ -46,7 +46,7 @@ def run_step(options: Options, form: Quantization | None) -> Mapping[str, Any]:
     gates = Gates.only(EXPERT, len(ids), base.device)
 
     def step() -> None:
-        model(input_ids=ids, labels=ids, gates=gates, trained_logits_only=True).loss.backward()
+        model(input_ids=ids, labels=ids, gates=gates, loss_only=True).loss.backward()
         model.zero_grad()
 
     seconds = timed(step, options, workload.synchronizer(options))

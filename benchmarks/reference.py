@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import torch
 import workload
 from torch import Tensor
+from torch.nn import functional
 
 from dylora_moe.foundation.base import Base
 
@@ -24,7 +25,7 @@ class Merged:
     """A stock base that takes any weighted sum of experts into its own matrices.
 
     Args:
-        base: without adapters.
+        base: without adapters, `workload.load_stock`'s, so that nothing of ours is in it.
         states: of the experts, all of rank and alpha as the workload makes them.
     """
 
@@ -53,6 +54,19 @@ class Merged:
             for weight, original in originals:
                 weight.copy_(original)
         return found
+
+    def loss(self, ids: Tensor, weights: Tensor) -> Tensor:
+        """The mean loss of every next token of rows of one length, each with its own weights.
+
+        Args:
+            ids: `[rows, seq]`.
+            weights: of the experts in the order of the states, `[rows, experts]`.
+        """
+        found = []
+        for row, shares in zip(ids, weights.tolist(), strict=True):
+            logits = self.logits(row[None], dict(zip(self._states, shares, strict=True)))[0]
+            found.append(functional.cross_entropy(logits[:-1].float(), row[1:]))
+        return torch.stack(found).mean()
 
     def answers(self, prompts: Tensor, forced: Tensor, weights: Tensor) -> Tensor:
         """Logits before each forced token, row by row, as `decoding.record` gives them.

@@ -17,7 +17,9 @@ import workload
 from harness import Benchmark, Check, Options, Row, Samples, main, timed
 from torch import Tensor
 
+from dylora_moe.build.making import OWN_PROMPTS
 from dylora_moe.foundation.base import Base
+from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.foundation.tap import Hiddens
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.model.dylora_moe import DyLoRAMoE
@@ -80,7 +82,7 @@ def run_decode(options: Options, count: int) -> Mapping[str, Any]:
     model = workload.ours(base, EXPERTS)
     ids = workload.tokens(options, base, count, decoding.context(options))
     calls: list[float] = []
-    with _clocked(model, calls):
+    with _clocked(model, calls, workload.synchronizer(options)):
         found = decoding.time_steps(options, decoding.ours(model, ids))
     seconds = found["step"]
     # The first call of each generation routes the prompt; those after it are a step's.
@@ -135,15 +137,17 @@ def _losses(model: DyLoRAMoE, task: Task, rehearsed: RehearsalRows) -> Tensor:
 
 
 @contextmanager
-def _clocked(model: DyLoRAMoE, calls: list[float]) -> Iterator[None]:
-    """Notes the seconds of every call of whoever listens at the tap."""
+def _clocked(model: DyLoRAMoE, calls: list[float], wait: Callable[[], None]) -> Iterator[None]:
+    """Notes the seconds of every call of whoever listens at the tap, the device waited for."""
     listening = model.tap.listening
 
     @contextmanager
     def timed_listening(callback: Callable[[Hiddens], None], *args: Any) -> Iterator[None]:
         def hear(hiddens: Hiddens) -> None:
+            wait()
             start = time.perf_counter()
             callback(hiddens)
+            wait()
             calls.append(time.perf_counter() - start)
 
         with listening(hear, *args):
@@ -165,8 +169,10 @@ def _task(options: Options, model: DyLoRAMoE, expert: str, neighbours: tuple[str
         name: torch.randn(width, generator=generator)
         + torch.randn(stored, width, generator=generator)
         for name in workload.names(EXPERTS)
-        if name != BASE_NAME
     }
+    features[BASE_NAME] = torch.randn(OWN_PROMPTS, width, generator=generator)
+    if not model.router.table.has_none:
+        model.router.set_none(FeatureStatistics.from_features(features[BASE_NAME]))
     return Task(expert, train, {}, "own", neighbours, Rehearsal(features), RouterLossWeights())
 
 
@@ -188,7 +194,7 @@ if __name__ == "__main__":
             title="The router's share of a step, 8 experts",
             compared="training: a step of consolidation, 4 rows of 256 tokens from the trunk's "
             "cache, half of each trained, one expert of three in mixture and the gate learning, "
-            "against the same gate's mixture weights, losses over 64 rehearsed rows, their "
+            "against the same gate's mixture weights, losses over 72 rehearsed rows, their "
             "gradient and AdamW alone; decode: the time in what listens at the tap, of the time "
             "between two tokens",
             arms={

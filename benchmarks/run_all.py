@@ -1,12 +1,13 @@
 """Runs every benchmark of this folder, one after another, with a line for each.
 
-    python benchmarks/run_all.py --data path/to/skills   # arguments are handed on to each
+    python benchmarks/run_all.py --data path/to/skills   # arguments are handed on
 
 A benchmark that fails does not keep the others from running; at the end the exit code is 1.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import subprocess
 import sys
@@ -24,6 +25,15 @@ def scripts(folder: Path = FOLDER) -> list[Path]:
     return [path for path in sorted(folder.glob("*.py")) if _calls_harness(path)]
 
 
+def arguments_of(script: Path, given: Sequence[str]) -> list[str]:
+    """What of the arguments a benchmark takes: `--data` only where its rows are learned."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--data", default=None)
+    known, rest = parser.parse_known_args(given)
+    takes = known.data is not None and _uses_data(script)
+    return [*rest, *(["--data", known.data] if takes else [])]
+
+
 def run(script: Path, arguments: Sequence[str]) -> int:
     """Runs one and says how it went; the exit code."""
     print(f"== {script.stem}", flush=True)
@@ -35,7 +45,7 @@ def run(script: Path, arguments: Sequence[str]) -> int:
 
 
 def main() -> None:
-    codes = {script.stem: run(script, sys.argv[1:]) for script in scripts()}
+    codes = {script.stem: run(script, arguments_of(script, sys.argv[1:])) for script in scripts()}
     left = [name for name, code in codes.items() if code == CANNOT_RUN]
     failed = [name for name, code in codes.items() if code not in (0, CANNOT_RUN)]
     print(f"== {len(codes) - len(left) - len(failed)} of {len(codes)} benchmarks ran")
@@ -53,6 +63,12 @@ def _calls_harness(path: Path) -> bool:
         and "main" in {name.name for name in node.names}
         for node in ast.walk(tree)
     )
+
+
+def _uses_data(path: Path) -> bool:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    given = [node for node in ast.walk(tree) if isinstance(node, ast.keyword)]
+    return any(node.arg == "uses_data" and ast.unparse(node.value) == "True" for node in given)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import peers
 import torch
 import workload
 from harness import Benchmark, Check, Options, Row, Samples, main, timed
+from reference import Merged
 from torch import Tensor, nn
 
 from dylora_moe.experts.gates import Gates
@@ -45,7 +46,9 @@ def run_ours(options: Options, targets: str, *, cached: bool) -> Mapping[str, An
     model.experts.set_trainable(model.experts.names)
     model.train()
     batch = _batch(options, model)
-    trunk = trunk_states(base, batch) if cached else None
+    states = trunk_states(base, batch)
+    workload.require_dense(model, states.features)
+    trunk = states if cached else None
 
     def loss() -> Tensor:
         output = model(
@@ -53,7 +56,7 @@ def run_ours(options: Options, targets: str, *, cached: bool) -> Mapping[str, An
             labels=batch["input_ids"],
             prompt_mask=batch["prompt_mask"],
             trunk=trunk,
-            trained_logits_only=True,
+            loss_only=True,
         )
         assert output.loss is not None
         return output.loss
@@ -62,9 +65,10 @@ def run_ours(options: Options, targets: str, *, cached: bool) -> Mapping[str, An
 
 
 def checks(options: Options) -> Sequence[Check]:
-    """One expert at weight one is one PEFT LoRA on the same blocks: same loss, same gradient."""
+    """One expert is one PEFT LoRA on the same blocks; eight are the base with them merged."""
     found = []
     for targets in KINDS:
+        found += _mixture_checks(options, targets)
         base = workload.load(options, "fp32")
         model = workload.ours(base, 1, targets)
         model.experts.set_trainable(model.experts.names)
@@ -79,13 +83,14 @@ def checks(options: Options) -> Sequence[Check]:
             prompt_mask=mask,
             trunk=trunk,
             gates=gates,
-            trained_logits_only=True,
+            loss_only=True,
         )
         output.loss.backward()
         grads = {n: p.grad.clone() for n, p in model.experts.parameters_of("expert_0").items()}
         state = model.experts.state("expert_0")
         model.experts.unload()
-        reference = workload.peft_lora(base, targets, blocks=base.anatomy.adapted_blocks)
+        stock = workload.load_stock(options, "fp32")
+        reference = workload.peft_lora(stock, targets, blocks=base.anatomy.adapted_blocks)
         own = {n.replace(".default", ""): p for n, p in reference.named_parameters()}
         with torch.no_grad():
             for name, value in state.items():
@@ -98,6 +103,33 @@ def checks(options: Options) -> Sequence[Check]:
         worst = max(workload.largest(grad, own[n].grad) for n, grad in grads.items()) / scale
         found.append(Check(f"gradient, {targets}, relative to the largest", worst, 1e-3))
     return found
+
+
+def _mixture_checks(options: Options, targets: str) -> list[Check]:
+    """The loss of eight experts with given weights, with the trunk's cache and without."""
+    base = workload.load(options, "fp32")
+    model = workload.ours(base, EXPERTS, targets)
+    batch = _batch(options, model)
+    ids = batch["input_ids"]
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.rand(len(ids), EXPERTS, generator=generator).softmax(-1).to(base.device)
+    gates = Gates(model.experts.names, weights)
+    losses = {}
+    for words, trunk in (("", None), (", trunk cache", trunk_states(base, batch))):
+        output = model(**batch, labels=ids, trunk=trunk, gates=gates, loss_only=True)
+        losses[words] = output.loss.detach()
+    states = {name: model.experts.state(name) for name in model.experts.names}
+    model.experts.unload()
+    truth = Merged(workload.load_stock(options, "fp32"), states).loss(ids, weights)
+    return [
+        Check(
+            f"loss, {targets}, {EXPERTS} experts with given weights{words}, against deltas merged "
+            "into the base",
+            workload.largest(loss, truth),
+            1e-4,
+        )
+        for words, loss in losses.items()
+    ]
 
 
 def rows(samples: Samples) -> Sequence[Row]:
@@ -172,11 +204,14 @@ if __name__ == "__main__":
             compared="ours: 8 experts on the blocks above the tap (8 to 29 of 30) in dense mixture "
             "by the router, all experts and the gate learn; PEFT: one LoRA, and X-LoRA over 8 with "
             "adapters and gate learning, on all blocks; AdamW (fused), no padding, checkpointing "
-            "off on every side",
+            "off on every side; PEFT keeps its adapters and their products in fp32, as it makes "
+            "them, ours compute in the base's bf16 over fp32 masters; X-LoRA is in bf16, without "
+            "which its gate would not run",
             arms=_arms(),
             rows=rows,
             checks=checks,
             rounds=3,
+            theirs=[f"{name}, {kind}" for kind in KINDS for name in ("PEFT LoRA", "X-LoRA")],
             defaults=Options(warmup=2, repeats=6),
         )
     )

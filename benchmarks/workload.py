@@ -6,16 +6,24 @@ an adapter would otherwise look right. Knows models; measures nothing.
 
 from __future__ import annotations
 
+import copy
+import os
 import string
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from harness import Options
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from dylora_moe.experts.manager import ExpertManager
 from dylora_moe.foundation.base import DEFAULT_BASE, Base, load_base, wrap
@@ -28,6 +36,7 @@ from dylora_moe.routing.router import DynamicHybridRouter
 from dylora_moe.routing.rows import Row
 
 RANK, ALPHA = 8, 16.0
+_KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 TARGETS = {
     "attention": list(_ATTENTION),
@@ -42,14 +51,25 @@ def batch_shape(options: Options) -> tuple[int, int]:
 
 
 def load_stock(options: Options, dtype: str | None = None) -> Base:
-    """The base for peers: with torch's own attention, as transformers loads it."""
-    base = load(options, dtype)
-    base.model.set_attn_implementation("sdpa")
-    return base
+    """The base for peers and references: transformers' own model and nothing of ours in it."""
+    # Read on a CPU, where no kernel of liger's takes the place of a function for the process.
+    told = os.environ.get(_KERNELS)
+    base = load(replace(options, device="cpu"), dtype)
+    if told is None:
+        # Nothing was multiplied yet, so what ours asks of oneDNN is not asked for the peers.
+        os.environ.pop(_KERNELS, None)
+    config = copy.deepcopy(base.model.config)
+    # Made anew rather than stripped, so that nothing can be forgotten; the dtype is given and not
+    # converted to, since rotary frequencies stay in fp32.
+    model = AutoModelForCausalLM.from_config(config, dtype=base.dtype, attn_implementation="sdpa")
+    model.load_state_dict(base.model.state_dict())
+    model.generation_config = base.model.generation_config
+    model = model.to(options.device).requires_grad_(False).eval()
+    return replace(base, model=model, device=model.device)
 
 
 def load(options: Options, dtype: str | None = None) -> Base:
-    """SmolLM2-135M, or a random tiny Llama at toy size."""
+    """SmolLM2-135M, or a random tiny Llama at toy size, as the product prepares it."""
     kind = dtype or options.dtype
     torch.manual_seed(0)
     if not options.toy:
@@ -156,6 +176,14 @@ def features(base: Base, ids: Tensor, prompt_mask: Tensor | None = None) -> Tens
     """What the router sees of the rows, `[rows, d_features]`; of whole rows where no mask is."""
     mask = torch.ones_like(ids).bool() if prompt_mask is None else prompt_mask
     return trunk_states(base, {"input_ids": ids, "prompt_mask": mask}).features
+
+
+def require_dense(model: DyLoRAMoE, rows: Tensor) -> None:
+    """Ends the benchmark where rows with these features do not get every expert in earnest."""
+    with torch.no_grad():
+        weights = model.router(rows).weights
+    if float(weights.min()) <= 0.05:
+        raise SystemExit(f"the rows were not routed densely: {weights.tolist()}")
 
 
 def peft_lora(

@@ -10,6 +10,7 @@ from typing import Any
 
 import harness
 import pytest
+import run_all
 from harness import Benchmark, Check, Options, Row, Samples
 
 TOY = ["--toy", "--device", "cpu"]
@@ -62,7 +63,33 @@ def test_a_check_that_does_not_hold_is_told_and_exits_with_1(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(bench(difference=0.1), "--out", str(tmp_path)) == 1
-    assert "WRONG: the same: off by 0.1, let through 0.001" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "WRONG: the same: off by 0.1, let through 0.001" in said
+    assert "round" not in said, "an arm ran"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_command_names_every_option_that_is_not_the_default(tmp_path: Path) -> None:
+    given = ["--dtype", "fp32", "--repeats", "3", "--warmup", "2"]
+    assert exit_code(bench(), *given, "--out", str(tmp_path)) == 0
+    found = json.loads((tmp_path / "made_up.json").read_text("utf-8"))
+    assert found["command"] == "python benchmarks/made_up.py --toy --dtype fp32 --repeats 3"
+
+
+def test_data_is_taken_and_named_only_where_rows_are_learned(tmp_path: Path) -> None:
+    given = ["--data", "some/where", "--out", str(tmp_path)]
+    assert exit_code(bench(), *given) == 2
+    assert exit_code(replace(bench(), uses_data=True), *given) == 0
+    found = json.loads((tmp_path / "made_up.json").read_text("utf-8"))
+    assert found["command"].endswith("--data path/to/skills")
+    assert "some/where" not in json.dumps(found)
+
+
+def test_all_benchmarks_hand_data_to_those_that_take_it() -> None:
+    given = ["--rounds", "2", "--data", "there"]
+    scripts = {path.stem: path for path in run_all.scripts()}
+    assert run_all.arguments_of(scripts["learning"], given) == given
+    assert run_all.arguments_of(scripts["training_step"], given) == ["--rounds", "2"]
 
 
 def test_nan_is_no_agreement() -> None:

@@ -47,6 +47,7 @@ def test_a_benchmark_runs_at_toy_size_and_its_checks_hold(script: Path, tmp_path
     values = [row.value for row in result.rows if row.value is not None]
     assert values
     assert all(math.isfinite(value) for value in values)
+    assert set(result.raw["theirs"]) <= set(result.raw["rounds"][0])
     assert result.raw["checks"]
     assert all(check["holds"] for check in result.raw["checks"])
     assert result.path.with_suffix(".png").stat().st_size > 1000

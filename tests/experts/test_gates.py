@@ -5,6 +5,7 @@ import torch
 
 from dylora_moe.errors import ConfigError, RoutingError
 from dylora_moe.experts.gates import Gates, GateSlot, checkpoint_with_gates
+from dylora_moe.model.passes import gates_of
 
 
 def test_chosen_keeps_only_experts_that_count_for_some_row() -> None:
@@ -80,3 +81,42 @@ def test_the_recompute_sees_the_gates_of_its_forward_whatever_the_slot_holds_the
     (y1.sum() + y2.sum()).backward()
     for gates, w in ((first, 0.3), (second, 0.9)):
         assert torch.allclose(gates.weights.grad, 3 * torch.tensor([[w]]).cos())
+
+
+def test_the_most_experts_of_a_row_are_counted() -> None:
+    weights = torch.tensor([[0.0, 0.5, 0.5, 0.0], [1.0, 0.0, 0.0, 0.0]])
+    gates = Gates.chosen(("a", "b", "c", "d"), weights)
+    assert gates is not None
+    assert (gates.experts, gates.most) == (("a", "b", "c"), 2)
+    assert gates.repeated(2).most == 2
+    assert Gates.only("a", 3).most == 1
+
+
+def test_picked_are_each_rows_own_experts_with_their_scaling() -> None:
+    weights = torch.tensor([[0.0, 0.25, 0.75], [1.0, 0.0, 0.0]])
+    gates = Gates.chosen(("a", "b", "c"), weights)
+    assert gates is not None
+    chosen, gate = gates.picked(("c", "a", "b"), (2.0, 1.0, 4.0))
+    spread = torch.zeros(2, 3).scatter(1, chosen, gate)
+    assert torch.equal(spread, torch.tensor([[1.5, 0.0, 1.0], [0.0, 1.0, 0.0]]))
+
+
+def test_a_negative_weight_is_picked_before_none() -> None:
+    gates = Gates.chosen(("a", "b"), torch.tensor([[-0.5, 0.0], [0.0, 1.0]]))
+    assert gates is not None
+    assert gates.most == 1
+    chosen, gate = gates.picked(("a", "b"), (1.0, 1.0))
+    assert torch.equal(chosen, torch.tensor([[0], [1]]))
+    assert torch.equal(gate, torch.tensor([[-0.5], [1.0]]))
+
+
+def test_gates_of_weight_one_go_into_a_pass_as_they_are() -> None:
+    gates = Gates.only("a", 2)
+    assert gates_of(gates) is gates
+    packed = gates_of(gates, torch.tensor([[0, 0, 1]]))
+    assert packed is not None
+    assert packed.uniform
+    assert packed.weights.shape == (1, 3, 1)
+    some = gates_of(Gates(("a", "b"), torch.tensor([[1.0, 0.0]])))
+    assert some is not None
+    assert some.experts == ("a",)

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
+from dylora_moe.experts import mixture
 from dylora_moe.experts.gates import Gates, GateSlot
 from dylora_moe.experts.mixture import MixtureLinear
 from tests.experts.builders import ids, logits, manager_of, scramble, with_experts
@@ -118,7 +120,9 @@ def test_inference_reuses_its_stacks_until_the_manager_changes_an_expert() -> No
     gates = Gates(("expert_0", "expert_1"), torch.full((2, 2), 0.5))
     first = logits(manager, gates)
     kept = layer._kept
-    logits(manager, gates)
+    assert kept is not None
+    # Other gates keep nothing yet, so that the layer's own stacks are asked for.
+    logits(manager, Gates(gates.experts, gates.weights))
     assert layer._kept is kept
     scramble(manager, "expert_1", seed=9)
     assert (logits(manager, gates) - first).abs().max() > 0.01
@@ -191,3 +195,104 @@ def test_a_fused_optimizers_steps_are_seen_by_inference() -> None:
         seen.append(logits(manager, gates))
     assert not torch.equal(seen[0], seen[1])
     assert not torch.equal(seen[1], seen[2])
+
+
+def spied(layer: MixtureLinear, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The sparse forms that the layer takes."""
+    taken: list[str] = []
+    own = layer._sparse
+
+    def sparse(*args: Any) -> torch.Tensor:
+        taken.append(args[-1])
+        return own(*args)
+
+    monkeypatch.setattr(layer, "_sparse", sparse)
+    return taken
+
+
+def layer_of(experts: int, ranks: tuple[int, ...] = (2,)) -> MixtureLinear:
+    slot = GateSlot()
+    config = LoraConfig(r=ranks[0], lora_alpha=4)
+    base = torch.nn.Linear(12, 8)
+    layer = MixtureLinear(base, "expert_0", config=config, slot=slot, r=ranks[0], lora_alpha=4)
+    for i in range(1, experts):
+        rank = ranks[i % len(ranks)]
+        layer.update_layer(
+            f"expert_{i}", rank, lora_alpha=3, config=LoraConfig(r=rank, lora_alpha=3)
+        )
+    for i in range(experts):
+        torch.nn.init.normal_(layer.lora_B[f"expert_{i}"].weight)
+    # PEFT leaves the first expert learning and the others not.
+    layer.requires_grad_(False)
+    return layer
+
+
+def learning(layer: MixtureLinear) -> MixtureLinear:
+    """The same layer with every expert in training."""
+    layer.lora_A.requires_grad_(True)
+    layer.lora_B.requires_grad_(True)
+    return layer
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_rows_on_experts_of_their_own_take_only_those(
+    gradients: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layer = layer_of(6, ranks=(2, 3))
+    if gradients:
+        learning(layer)
+    taken = spied(layer, monkeypatch)
+    weights = torch.eye(6)[[3, 1, 5, 0]]
+    gates = Gates.chosen(tuple(f"expert_{i}" for i in range(6)), weights)
+    x = torch.randn(4, 32, 12)
+    with torch.set_grad_enabled(gradients), layer._slot.bound(gates):
+        found = layer(x)
+    assert taken == ["by row"]
+    for row, expert in enumerate((3, 1, 5, 0)):
+        with torch.no_grad(), layer._slot.bound(Gates.only(f"expert_{expert}", 1)):
+            assert torch.allclose(found[row], layer(x[row : row + 1])[0], atol=1e-5)
+    if gradients:
+        found.sum().backward()
+        assert layer.lora_B["expert_3"].weight.grad.abs().sum() > 0
+
+
+def test_tokens_on_experts_of_their_own_take_only_those_where_products_are_grouped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer = layer_of(20)
+    names = tuple(f"expert_{i}" for i in range(20))
+    weights = torch.eye(20)[torch.randint(20, (2, 40))]
+    gates, x = Gates.chosen(names, weights), torch.randn(2, 40, 12)
+    with torch.no_grad(), layer._slot.bound(gates):
+        stacked = layer(x)
+        taken = spied(layer, monkeypatch)
+        own = mixture.cheapest
+        monkeypatch.setattr(mixture, "cheapest", lambda **sizes: own(**sizes | {"grouped": True}))
+        gates.kept.clear()
+        grouped = layer(x)
+    assert taken == ["by token"]
+    assert torch.allclose(grouped, stacked, atol=1e-4)
+
+
+def test_a_few_16_bit_tokens_are_multiplied_in_32_bits() -> None:
+    layer = layer_of(3).bfloat16()
+    gates = Gates(("expert_0", "expert_1", "expert_2"), torch.tensor([[0.2, 0.3, 0.5]]))
+    x = torch.randn(1, 1, 12).bfloat16()
+    with torch.no_grad(), layer._slot.bound(gates):
+        found, again = layer(x), layer(x)
+        long = layer(x.expand(1, 99, 12))
+    assert torch.equal(found, again)
+    assert found.dtype == long.dtype == torch.bfloat16
+    assert torch.allclose(found.float(), long[:, :1].float(), atol=0.1)
+
+
+@pytest.mark.parametrize("weights", [torch.eye(4), torch.eye(4)[None].expand(4, 4, 4)])
+def test_sparse_gates_compile_without_a_graph_break(weights: torch.Tensor) -> None:
+    layer = learning(layer_of(4))
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    gates = Gates.chosen(tuple(f"expert_{i}" for i in range(4)), weights)
+    x = torch.randn(4, 4, 12)
+    with layer._slot.bound(gates):
+        assert torch.allclose(compiled(x), layer(x), atol=1e-5)
+        compiled(x).sum().backward()
+    assert layer.lora_B["expert_0"].weight.grad is not None

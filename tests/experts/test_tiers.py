@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 
 from dylora_moe.errors import ArtifactError, ExpertError
 from dylora_moe.experts.adapters import Adapters
 from dylora_moe.experts.gates import Gates
 from dylora_moe.experts.manager import ExpertManager
 from dylora_moe.experts.tiers import default_budgets
-from tests.experts.builders import logits, manager_of, scramble, with_experts
+from tests.experts.builders import ids, logits, manager_of, scramble, with_experts
 from tests.models import FAMILIES
 
 
@@ -278,6 +279,73 @@ def test_an_error_of_the_background_is_raised_at_touch_and_later_reads_try_anew(
     broken[0] = False
     manager.touch(["expert_0", "expert_1"])
     assert set(manager.resident) == {"expert_0", "expert_1"}
+
+
+def test_after_a_failure_no_older_error_is_raised(tmp_path: Path) -> None:
+    manager, folder = stored(tmp_path, 2)
+    broken = [True]
+
+    def check(file: Path) -> None:
+        if broken[0]:
+            refusing(file)
+
+    for name in ("expert_0", "expert_1"):
+        manager.register(name, manager.stored(folder / name[-1], check=check))
+    manager.prefetch(["expert_0", "expert_1"])
+    for future in manager._tiers._arrivals._prefetcher._begun.values():
+        assert future.exception() is not None
+    with pytest.raises(ArtifactError, match="damaged"):
+        manager.touch(["expert_0", "expert_1"])
+    broken[0] = False
+    manager.touch(["expert_1"])
+    assert manager.resident == ("expert_1",)
+
+
+def test_an_expert_that_came_in_inference_mode_can_learn(tmp_path: Path) -> None:
+    manager = registered(tmp_path, 1)
+    with torch.inference_mode():
+        manager.touch(["expert_0"])
+        logits(manager, Gates.only("expert_0", 2))
+    manager.set_trainable(["expert_0"])
+    with manager.slot.bound(Gates.only("expert_0", 2)):
+        manager.model(ids(), use_cache=False).logits.square().mean().backward()
+    assert all(p.grad is not None for p in manager.trainable_parameters("expert_0"))
+
+
+def test_a_file_that_took_another_shape_is_never_broadcast(tmp_path: Path) -> None:
+    manager = registered(tmp_path, 1)
+    file = tmp_path / "0" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    key = next(key for key in tensors if "lora_B" in key)
+    tensors[key] = tensors[key][:, :1].contiguous()
+    save_file(tensors, file)
+    with pytest.raises(ExpertError, match=r"lora_B.* as \[\d+, 1\] and not"):
+        manager.touch(["expert_0"])
+
+
+def test_experts_are_brought_and_switched_under_one_lock(tmp_path: Path) -> None:
+    manager = registered(tmp_path, 1)
+    free, settle = [], manager._settle
+
+    def settled() -> None:
+        other = threading.Thread(
+            target=lambda: free.append(manager._tiers.lock.acquire(blocking=False))
+        )
+        other.start()
+        other.join()
+        settle()
+
+    manager._settle = settled
+    manager.touch(["expert_0"])
+    assert free == [False]
+
+
+def test_files_of_an_expert_in_training_are_not_its_own(tmp_path: Path) -> None:
+    manager, folder = stored(tmp_path, 1)
+    manager.load("expert_0", folder / "0")
+    manager.set_trainable(["expert_0"])
+    with pytest.raises(ExpertError, match="in training: its numbers are no file's yet"):
+        manager.saved_as("expert_0", manager.stored(folder / "0"))
 
 
 def test_a_prefetch_takes_at_most_a_quarter_of_the_budget_and_old_ones_give_way(

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from dylora_moe.errors import BaseModelError, ConfigError
+from dylora_moe.foundation import placement
 from dylora_moe.foundation.placement import choose_device, choose_dtype, cpu_has_bf16
 
 CPU = torch.device("cpu")
@@ -62,3 +65,15 @@ def test_wrong_or_absent_devices_and_dtypes_are_refused(monkeypatch: pytest.Monk
         choose_device("meta")
     with pytest.raises(ConfigError, match="no dtype 'int8'"):
         choose_dtype("int8", CPU)
+
+
+def test_the_kernel_cache_is_limited_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "7")
+    placement.limit_kernel_cache()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")
+    placement.limit_kernel_cache()
+    assert int(os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) < 1024
+    monkeypatch.delenv("ONEDNN_PRIMITIVE_CACHE_CAPACITY")

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from dylora_moe.errors import BaseModelError
+from dylora_moe.foundation import trunk as trunk_module
 from dylora_moe.foundation.anatomy import blocks
 from dylora_moe.foundation.base import Base
-from dylora_moe.foundation.trunk import replay, trunk_states
+from dylora_moe.foundation.tap import is_skipped
+from dylora_moe.foundation.trunk import TrunkBatch, check_replay, replay, trunk_states
 from tests.foundation.batches import model_inputs, packed, padded, rows
 from tests.models import FAMILIES, PACKING_FAMILIES, tiny_base
 
@@ -181,3 +184,60 @@ def test_trunk_states_ignore_dropout_and_leave_the_training_flags() -> None:
     flags = [module.training for module in base.model.modules()]
     assert torch.equal(trunk_states(base, batch).hidden, still)
     assert [module.training for module in base.model.modules()] == flags
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_passes_the_check_of_its_replay_once(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, calls = tiny_base(family), []
+    own = trunk_module.trunk_states
+
+    def counted(*args: Any, **options: Any) -> TrunkBatch:
+        calls.append(1)
+        return own(*args, **options)
+
+    monkeypatch.setattr(trunk_module, "trunk_states", counted)
+    for _ in range(2):
+        check_replay(base)
+    assert len(calls) == 1
+
+
+def test_a_replay_that_gives_other_logits_is_refused_every_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = tiny_base()
+    own = trunk_module.trunk_states
+
+    def altered(*args: Any, **options: Any) -> TrunkBatch:
+        found = own(*args, **options)
+        return TrunkBatch(found.hidden + 0.1, found.features)
+
+    monkeypatch.setattr(trunk_module, "trunk_states", altered)
+    for _ in range(2):
+        with pytest.raises(BaseModelError, match="do not give the whole model's logits"):
+            check_replay(base)
+    monkeypatch.undo()
+    check_replay(base)
+
+
+def test_what_a_familys_code_raises_in_a_replay_is_told_as_its_cause() -> None:
+    base = tiny_base()
+    last = blocks(base.model, base.anatomy)[-1]
+
+    def fails(*_: Any) -> None:
+        if is_skipped(blocks(base.model, base.anatomy)[0]):
+            raise KeyError("state of block 0")
+
+    last.register_forward_pre_hook(fails)
+    with pytest.raises(BaseModelError, match="it fails") as found:
+        check_replay(base)
+    assert isinstance(found.value.__cause__, KeyError)
+
+
+def test_a_base_that_overflows_is_named_so_and_its_replay_is_not_blamed() -> None:
+    base = tiny_base()
+    head = base.model.get_submodule(base.anatomy.head_name)
+    head.register_forward_hook(lambda _m, _a, output: output * float("inf"))
+    with pytest.raises(BaseModelError, match="load it in bf16 or fp32"):
+        check_replay(base)

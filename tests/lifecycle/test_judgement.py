@@ -100,6 +100,29 @@ def test_a_second_expert_is_not_asked_where_it_cannot_change_the_verdict(
     assert len(passes) == 2
 
 
+@pytest.mark.parametrize("count", [1, 15, 16, 17, 31, 40, 63, 64])
+def test_a_glance_falls_evenly_over_the_sample(count: int) -> None:
+    rows = judgement._spread(count)
+    assert len(rows) == min(count, 16)
+    assert rows[0] == 0
+    gaps = [b - a for a, b in zip(rows, [*rows[1:], count], strict=True)]
+    assert min(gaps) >= 1
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_after_a_glance_the_losses_are_in_the_order_of_the_rows(taught: Pool) -> None:
+    observation = observe(taught.live, Arrival("signs", rows(SIGNS, 64, 5)), fraction=0.15)
+    expert = next(iter(taught.live.skills.values())).expert_id
+    card = load_card(taught.live, taught._storage.artifacts)
+    whole = answer_losses(taught.live.model, observation.train, expert=expert, limit=64)
+    found = judgement._second(
+        taught.live, card, observation, [], expert, whole, ClassifierTwoSample(), True
+    )
+    assert found is not None
+    torch.testing.assert_close(found.total, whole.total, atol=1e-4, rtol=1e-4)
+    assert torch.equal(found.tokens, whole.tokens)
+
+
 def test_losses_of_a_glance_and_of_the_rest_are_those_of_one_look(
     taught: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

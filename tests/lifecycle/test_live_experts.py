@@ -63,6 +63,23 @@ def test_a_change_by_hand_is_taken_back_and_what_did_not_change_is_not_read(taug
     assert fingerprint(taught) == before
 
 
+def test_numbers_that_no_file_holds_are_not_taken_for_those_of_its_files(taught: Pool) -> None:
+    live = taught.live
+    changed, trained = live.experts.names[:2]
+    live.experts.touch([changed, trained])
+    with torch.no_grad():
+        next(iter(live.experts.parameters_of(changed).values())).add_(1.0)
+    state = live.experts.state(changed)
+    live.experts.set_trainable([trained])
+    live.experts.freeze()
+    live.become(taught.revision)
+    for name, tier in ((changed, "memory"), (trained, "disk")):
+        live.experts.offload(name)
+        assert live.experts.tier(name) == tier
+    kept = live.experts.state(changed)
+    assert all(torch.equal(kept[key], value) for key, value in state.items())
+
+
 def test_what_replaces_weights_in_memory_is_read_before_they_go(taught: Pool) -> None:
     live = taught.live
     version = taught.experts()[0]

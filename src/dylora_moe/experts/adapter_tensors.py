@@ -6,7 +6,7 @@ Knows PEFT's names of tensors; knows no configuration and no model.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -81,20 +81,25 @@ def read_packed(file: Path, layout: Layout) -> Packed:
     packed = Packed.empty(layout)
     with _damage_told(file):
         if file.name == OLD_WEIGHTS_NAME:
-            _fill(packed, _read_old(file))
+            _fill(packed, _read_old(file).__getitem__, file)
         else:
             with safe_open(file, "pt") as stored:
-                for path, (down, up) in packed.matrices().items():
-                    down.copy_(stored.get_tensor(key_a(path)))
-                    up.copy_(stored.get_tensor(key_b(path)))
+                _fill(packed, stored.get_tensor, file)
     _check_finite(packed, file)
     return packed
 
 
-def _fill(packed: Packed, tensors: Mapping[str, Tensor]) -> None:
-    for path, (down, up) in packed.matrices().items():
-        down.copy_(tensors[key_a(path)])
-        up.copy_(tensors[key_b(path)])
+def _fill(packed: Packed, read: Callable[[str], Tensor], file: Path) -> None:
+    for path, pair in packed.matrices().items():
+        for key, place in zip((key_a(path), key_b(path)), pair, strict=True):
+            tensor = read(key)
+            # Of another shape it might be broadcast without a word.
+            if tensor.shape != place.shape:
+                raise ExpertError(
+                    f"{file} holds {key} as {list(tensor.shape)} and not {list(place.shape)} any "
+                    "more; it was changed after it was looked at: load it again"
+                )
+            place.copy_(tensor)
 
 
 def _check_finite(packed: Packed, file: Path) -> None:

@@ -94,6 +94,7 @@ class Adapters:
         """Takes an adapter out of every layer."""
         for layer in self._layers.pop(name).values():
             lora_layers.clear(layer, name)
+            layer.forget()
         self._packed.pop(name, None)
         del self._versions[name], self._dropouts[name]
         assert self._tuner is not None

@@ -107,7 +107,9 @@ class Gates:
             `k` is the most that any row uses; who uses fewer gets others at weight zero.
         """
         weights = self._columns(experts)
-        chosen = weights.detach().topk(min(len(experts), self.most or len(experts))).indices
+        # A negative weight counts too, as in `chosen`.
+        most = min(len(experts), self.most or len(experts))
+        chosen = weights.detach().abs().topk(most).indices
         factors = torch.tensor(scalings, device=weights.device, dtype=weights.dtype)
         return chosen, weights.gather(-1, chosen) * factors[chosen]
 
@@ -133,7 +135,7 @@ class Gates:
         # With gradients nothing is kept: a tensor made in one checkpointed block and reused in the
         # next would not be made again in the recompute.
         keep = not (torch.is_grad_enabled() or torch.compiler.is_compiling())
-        key = (experts, ranks, scalings, like.dtype, like.dim(), like.shape[0])
+        key = (experts, ranks, scalings, like.dtype, like.device, like.dim(), like.shape[0])
         if keep and key in self.kept:
             kept: Tensor = self.kept[key]
             return kept

@@ -1,8 +1,8 @@
-"""The LoRA layer of the mixture: every expert of a batch in two matrix products.
+"""The LoRA layer of the mixture: every expert of a batch in one of three forms of products.
 
 Knows PEFT's layer and reads its model's gate slot; knows nothing of routing or of where adapters
-come from. Which products those are (`products`) is chosen by what they cost: the experts stacked
-along the rank, each row's own gathered, or tokens grouped by expert.
+come from. The form (`products`) is chosen by what it costs: the experts stacked along the rank,
+each row's own gathered, or tokens grouped by expert.
 """
 
 from __future__ import annotations
@@ -18,18 +18,17 @@ from transformers.pytorch_utils import Conv1D
 
 from dylora_moe.experts.gates import Gates, GateSlot
 from dylora_moe.experts.products import (
+    ALIGNED_BYTES,
     Form,
-    Ready,
     StackedLinear,
     add_by_row,
     add_by_token,
     cheapest,
     gathered,
-    is_few,
     pile,
     stack,
-    version,
 )
+from dylora_moe.experts.ready import Ready, is_few, version
 
 
 class MixtureLinear(Linear):
@@ -80,7 +79,7 @@ class MixtureLinear(Linear):
         gates = self._slot.current
         if gates is None:
             return self._base(x, *args, **kwargs)
-        if not (args or kwargs or torch.is_grad_enabled()):
+        if not (args or kwargs or torch.is_grad_enabled() or _is_watched(x)):
             ready: Ready | None = gates.kept.get(self)
             if ready is not None and ready.fits(x, self._slot.revision):
                 return ready.output(x, self._base)
@@ -96,6 +95,10 @@ class MixtureLinear(Linear):
             return self._stacked(x, gates, names)
         return self._sparse(x, gates, names, form)
 
+    def forget(self) -> None:
+        """Lets go of the stacks that were kept, whose experts leave."""
+        self._kept = self._kept_key = None
+
     def _base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result = self.base_layer(x, *args, **kwargs)
         assert isinstance(result, Tensor)
@@ -103,11 +106,13 @@ class MixtureLinear(Linear):
 
     def _needs_operations(self, x: Tensor, names: tuple[str, ...]) -> bool:
         """Whether the layer has to be written as separate operations, for others to look into."""
-        if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        if _is_watched(x):
             return True
         if not torch.is_grad_enabled():
             return False
-        if _frozen(self.base_layer) is None:
+        frozen = _frozen(self.base_layer)
+        # The one node of the graph has no gradients for the base.
+        if frozen is None or any(one is not None and one.requires_grad for one in frozen):
             return True
         drops = (self.lora_dropout[name] for name in names)
         return any(isinstance(drop, nn.Dropout) and drop.training for drop in drops)
@@ -121,8 +126,14 @@ class MixtureLinear(Linear):
             experts=len(names),
             chosen=min(gates.most or len(names), len(names)),
             per_token=gates.weights.dim() == 3,
-            grouped=x.device.type == "cuda",
+            grouped=self._has_grouped(x),
         )
+
+    def _has_grouped(self, x: Tensor) -> bool:
+        """Whether there is a kernel; other types and sizes go through a loop that waits."""
+        aligned = ALIGNED_BYTES // x.dtype.itemsize
+        fits = self.in_features % aligned == 0 and self.out_features % aligned == 0
+        return x.device.type == "cuda" and x.dtype == torch.bfloat16 and fits
 
     def _delta(self, x: Tensor, gates: Gates, names: tuple[str, ...]) -> Tensor:
         """What the experts add, in plain operations: with dropout, and where it is compiled."""
@@ -171,17 +182,35 @@ class MixtureLinear(Linear):
 
     def _sparse(self, x: Tensor, gates: Gates, names: tuple[str, ...], form: Form) -> Tensor:
         """Only the experts that each row, or each token, was given."""
-        downs, ups = pile(self._matrices(names), x.dtype)
-        chosen, gate = gates.picked(names, tuple(self.scaling[name] for name in names))
-        gate, result = gate.to(x.dtype), self._base(x)
+        frozen = _frozen(self.base_layer)
+        # What the module gave may be held by a hook; what was made here is nobody else's.
+        result = self._base(x) if frozen is None else functional.linear(x, *frozen)
+        parts = self._sparse_parts(x, gates, names, form)
         if form == "by row":
-            return add_by_row(result, x, *gathered(downs, ups, chosen, gate))
-        k = chosen.shape[-1]
-        flat = result.view(-1, result.shape[-1])
-        added = add_by_token(
-            flat, x.reshape(-1, x.shape[-1]), downs, ups, chosen.reshape(-1, k), gate.reshape(-1, k)
-        )
-        return added.view_as(result)
+            in_place = frozen is not None and not torch.is_grad_enabled()
+            return add_by_row(result, x, *parts, in_place=in_place)
+        flat = result.reshape(-1, result.shape[-1])
+        return add_by_token(flat, x.reshape(-1, x.shape[-1]), *parts).view_as(result)
+
+    def _sparse_parts(
+        self, x: Tensor, gates: Gates, names: tuple[str, ...], form: Form
+    ) -> tuple[Tensor, ...]:
+        """What `add_by_row` or `add_by_token` takes; kept for the next step of a generation."""
+        matrices = self._matrices(names)
+        keep = not (torch.is_grad_enabled() or self._learns(names))
+        key = (self._slot.revision, version(matrices), x.dtype, x.device) if keep else None
+        kept: tuple[Any, tuple[Tensor, ...]] | None = gates.kept.get((self, form))
+        if keep and kept is not None and kept[0] == key:
+            return kept[1]
+        downs, ups = pile(matrices, x.dtype)
+        chosen, gate = gates.picked(names, tuple(self.scaling[name] for name in names))
+        gate, k = gate.to(x.dtype), chosen.shape[-1]
+        parts: tuple[Tensor, ...] = downs, ups, chosen.reshape(-1, k), gate.reshape(-1, k)
+        if form == "by row":
+            parts = gathered(downs, ups, chosen, gate)
+        if keep:
+            gates.kept[self, form] = key, parts
+        return parts
 
     def _along_rank(self, x: Tensor, gates: Gates, names: tuple[str, ...]) -> Tensor:
         ranks = tuple(self.r[name] for name in names)
@@ -203,17 +232,30 @@ class MixtureLinear(Linear):
     ) -> tuple[Tensor, Tensor]:
         if self._learns(names):
             return stack(matrices, dtype)
-        key = (names, dtype, self._slot.revision, version(matrices))
+        # A model that was moved has its matrices elsewhere.
+        place = matrices[0].device, matrices[0].data_ptr()
+        key = (names, dtype, place, self._slot.revision, version(matrices))
         if self._kept is None or self._kept_key != key:
             self._kept, self._kept_key = stack(matrices, dtype), key
         return self._kept
 
 
+def _is_watched(x: Tensor) -> bool:
+    """Whether a compiler or autocast has to see each operation."""
+    return torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
+
+
 def _frozen(layer: nn.Module) -> tuple[Tensor, Tensor | None] | None:
-    """Weight `[out, in]` and bias of a layer that is a plain product; None for any other."""
-    if type(layer) is nn.Linear and type(layer.weight.data) is Tensor:
+    """Weight `[out, in]` and bias of a layer that is a plain product; None for any other, and
+    where a hook waits for the module to be called."""
+    is_hooked = layer._forward_hooks or layer._forward_pre_hooks
+    if is_hooked or type(layer) not in (nn.Linear, Conv1D):
+        return None
+    if type(layer.weight.data) is not Tensor:
+        return None
+    if isinstance(layer, nn.Linear):
         return layer.weight, layer.bias
-    if isinstance(layer, Conv1D):
-        weight: Tensor = layer.weight
-        return weight.t(), layer.bias
-    return None
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    return weight.t(), bias

@@ -134,7 +134,10 @@ class OwnedExperts(abc.ABC):
             ExpertError: it is in training, or the files are of another shape.
         """
         self._check_known(expert_id)
-        self._check_not_learning(expert_id)
+        if expert_id in self._trainable:
+            raise ExpertError(
+                f"{expert_id} is in training: its numbers are no file's yet; freeze it first"
+            )
         self._tiers.saved(expert_id, stored)
 
     def is_stored_in(self, expert_id: str, folder: Path) -> bool:
@@ -179,8 +182,8 @@ class OwnedExperts(abc.ABC):
     def offload(self, name: str) -> None:
         """Takes an expert out of the layers until it is needed; ExpertError in training.
 
-        It goes into its files, or into CPU memory where no file holds it (and, beside a GPU, as
-        long as there is room for a copy).
+        It goes into its files, or into CPU memory where no file holds it. A copy that is in CPU
+        memory beside a GPU already stays there as long as there is room.
         """
         self._check_known(name)
         self._check_not_learning(name)
@@ -215,8 +218,10 @@ class OwnedExperts(abc.ABC):
             return
         for name in names:
             self._check_known(name)
-        if self._tiers.bring(names):
-            self._settle()
+        # Nobody may see an expert in the layers before it is switched.
+        with self._tiers.lock:
+            if self._tiers.bring(names):
+                self._settle()
 
     def prefetch(self, names: Sequence[str]) -> None:
         """Begins to read experts that will be touched soon, in the background.

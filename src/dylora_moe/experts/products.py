@@ -10,8 +10,6 @@ Knows tensors; knows nothing of layers, gates or PEFT.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -19,11 +17,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional
-
-_FEW = 256
-"""Tokens times ranks up to which 32-bit products are the faster ones on a CPU."""
-
-_version = operator.attrgetter("_version")
 
 Form = Literal["stacked", "by row", "by token"]
 
@@ -36,8 +29,8 @@ _GATHER = 8.0
 _GROUPED = 4.0
 """The same as `_SMALL` for grouped products, sorting and adding the tokens back included."""
 
-_ALIGNED = 8
-"""Ranks that grouped products in 16 bits take on a GPU are multiples of this."""
+ALIGNED_BYTES = 16
+"""Rows of the matrices that grouped products take are multiples of so many bytes."""
 
 
 def cheapest(
@@ -159,81 +152,16 @@ def stack(matrices: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Ten
     return downs, torch.cat([one.to(dtype) for one in matrices[n:]], dim=1)
 
 
-def version(matrices: tuple[Tensor, ...]) -> int:
-    """Counts in-place changes by hand; those of the manager are the slot's `revision`."""
-    return sum(map(_version, matrices))
-
-
-def is_few(x: Tensor, ranks: int) -> bool:
-    """Whether so little is multiplied that 16-bit products on a CPU cost more than 32-bit ones:
-    a step's 154 layers of SmolLM2 4.2 ms against 1.2 ms at one token and rank 8."""
-    if x.device.type != "cpu" or x.dtype == torch.float32:
-        return False
-    return x.numel() * ranks <= _FEW * x.shape[-1]
-
-
-class Ready:
-    """A layer with one set of gates, made once and used by every step of a generation.
-
-    Args:
-        x: an input of the layer; it fits others of its dtype and shape but for the last position.
-        revision: of the experts.
-        matrices: what the stacks were made of.
-        downs: `A`s below one another.
-        ups: `B`s side by side, transposed: `[sum of ranks, d_out]`.
-        gate: what the hidden values are multiplied by; None where `ups` has it in it.
-        frozen: the layer's weight and bias where it is a plain product.
-    """
-
-    __slots__ = ("_downs", "_frozen", "_gate", "_key", "_matrices", "_ups", "_version")
-
-    def __init__(
-        self,
-        x: Tensor,
-        revision: int,
-        matrices: tuple[Tensor, ...],
-        downs: Tensor,
-        ups: Tensor,
-        gate: Tensor | None,
-        frozen: tuple[Tensor, Tensor | None] | None,
-    ) -> None:
-        self._key = (revision, x.dtype, x.shape[:-1])
-        self._matrices, self._version = matrices, version(matrices)
-        self._downs, self._ups, self._gate, self._frozen = downs, ups, gate, frozen
-
-    def fits(self, x: Tensor, revision: int) -> bool:
-        """Whether it was made for inputs like this one, of experts as they are now."""
-        key = (revision, x.dtype, x.shape[:-1])
-        return self._key == key and self._version == version(self._matrices)
-
-    def output(self, x: Tensor, base: Callable[[Tensor], Tensor]) -> Tensor:
-        """The layer's output; `base` is asked for the frozen part where it is no plain product."""
-        # Not through the module: a call of one costs as much as the product of one token.
-        result = base(x) if self._frozen is None else functional.linear(x, *self._frozen)
-        down = functional.linear(x.to(self._downs.dtype), self._downs)
-        if self._gate is not None:
-            down = down * self._gate
-        # In place: the frozen part is nobody else's.
-        flat = result.view(-1, result.shape[-1])
-        hidden = down.view(-1, down.shape[-1])
-        if self._ups.dtype == flat.dtype:
-            flat.addmm_(hidden, self._ups)
-        else:
-            flat.add_(hidden @ self._ups)
-        return result
-
-
 def pile(matrices: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Experts behind one another, `A` `[n, rank, d_in]` and `B` `[n, rank, d_out]`.
 
-    Smaller ranks are filled up with zeros to the largest, and that to a multiple of eight in
-    16-bit types.
+    Smaller ranks are filled up with zeros to the largest, and that to what grouped products
+    take: a multiple of eight in 16-bit types, of four in 32-bit ones.
     """
     n = len(matrices) // 2
     ranks = [one.shape[0] for one in matrices[:n]]
     rank = max(ranks)
-    if dtype.itemsize == 2:
-        rank += -rank % _ALIGNED
+    rank += -rank % (ALIGNED_BYTES // dtype.itemsize)
     downs, ups = [], []
     for place, own in enumerate(ranks):
         downs.append(functional.pad(matrices[place].to(dtype), (0, 0, 0, rank - own)))
@@ -258,18 +186,16 @@ def add_by_row(
     downs: Float[Tensor, "rows ranks d_in"],
     ups: Float[Tensor, "rows ranks d_out"],
     gate: Float[Tensor, "rows ranks"],
+    *,
+    in_place: bool = False,
 ) -> Float[Tensor, "rows seq d_out"]:
     """`result` plus each row's own experts, whose matrices are gathered.
 
     `ranks` are those of the row's `k` experts side by side, `gate` weight times scaling of each.
+    `in_place` writes into `result`: without gradients, where nobody else holds it.
     """
-    rows = x.shape[0]
-    if downs.shape[0] != rows:
-        downs, ups = downs.expand(rows, -1, -1), ups.expand(rows, -1, -1)
     hidden = torch.bmm(x, downs.transpose(1, 2)) * gate[:, None]
-    if torch.is_grad_enabled():
-        return torch.baddbmm(result, hidden, ups)
-    return result.baddbmm_(hidden, ups)
+    return result.baddbmm_(hidden, ups) if in_place else torch.baddbmm(result, hidden, ups)
 
 
 def add_by_token(

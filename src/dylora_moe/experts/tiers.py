@@ -63,7 +63,7 @@ class Tiers:
         self.layers, self.memory = Residency(), Residency()
         self._arrivals = Arrivals()
         # Answers are written in threads of their own.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
     def __contains__(self, name: str) -> bool:
         return name in self._owned
@@ -90,14 +90,14 @@ class Tiers:
         self, name: str, config: LoraConfig, packed: Packed, stored: StoredExpert | None
     ) -> None:
         """A new expert with numbers that are in memory; it goes into the layers."""
-        with self._lock:
+        with self.lock:
             self._owned[name] = Owned(config, packed.layout, stored, packed)
             self._keep(name)
             self.bring([name])
 
     def born(self, name: str, config: LoraConfig, layout: Layout, stay: Collection[str]) -> None:
         """A new expert that was made in the layers, or one that has another shape there now."""
-        with self._lock:
+        with self.lock:
             self._forget_copies(name)
             self._owned[name] = Owned(config, layout, None)
             self.layers.add(name, layout.bytes)
@@ -105,7 +105,7 @@ class Tiers:
 
     def drop(self, name: str) -> None:
         """Forgets an expert; what it has in the layers goes with it."""
-        with self._lock:
+        with self.lock:
             self._forget_copies(name)
             if name in self.layers:
                 self._adapters.remove(name)
@@ -114,7 +114,7 @@ class Tiers:
 
     def changed(self, name: str) -> None:
         """What an expert computes is, or may soon be, no longer what its files and copies hold."""
-        with self._lock:
+        with self.lock:
             self._forget_copies(name)
             self._owned[name].stored = None
 
@@ -124,7 +124,7 @@ class Tiers:
         Raises:
             ExpertError: the files are of another shape.
         """
-        with self._lock:
+        with self.lock:
             owned = self._owned[name]
             if stored.layout != owned.layout:
                 raise ExpertError(
@@ -154,11 +154,18 @@ class Tiers:
         Raises:
             ExpertError: a file is damaged (or what the stored expert's check raises).
         """
-        with self._lock:
+        # Tensors of inference mode have no versions and could never learn.
+        with self.lock, torch.inference_mode(False):
             missing = [name for name in dict.fromkeys(names) if name not in self.layers]
             if len(missing) > 1:
                 self._begin(missing)
-            arrived = {name: self._arrive(name) for name in missing}
+            try:
+                arrived = {name: self._arrive(name) for name in missing}
+            except BaseException:
+                # The others' errors would be raised later, though their files were mended.
+                for name in missing:
+                    self._arrivals.forget(name)
+                raise
             for name in names:
                 self.layers.use(name)
                 self.memory.use(name)
@@ -176,14 +183,14 @@ class Tiers:
         What was begun for others and never taken gives way, and at most a quarter of the layers'
         budget is on its way at a time.
         """
-        with self._lock:
+        with self.lock:
             budget = self.layers.max_bytes
             missing = [n for n in dict.fromkeys(names) if n not in self.layers]
             self._begin(missing, None if budget is None else budget // 4)
 
     def leave(self, name: str) -> bool:
         """Takes an expert out of the layers; False where it was not in them."""
-        with self._lock:
+        with self.lock:
             if name not in self.layers:
                 return False
             owned = self._owned[name]
@@ -197,12 +204,12 @@ class Tiers:
 
     def make_room(self) -> None:
         """Takes out of the layers what is beyond their budget."""
-        with self._lock:
+        with self.lock:
             self._make_room(())
 
     def trim(self) -> None:
         """Lets go of copies in CPU memory that are beyond their budget and stand in files too."""
-        with self._lock:
+        with self.lock:
             if self.memory.max_bytes is None or self.memory.held <= self.memory.max_bytes:
                 return
             unsaved = {name for name in self.memory if self._owned[name].stored is None}
@@ -215,7 +222,7 @@ class Tiers:
         Raises:
             ExpertError: a file is damaged (or what the stored expert's check raises).
         """
-        with self._lock:
+        with self.lock:
             owned = self._owned[name]
             if name in self.layers:
                 return self._adapters.matrices(name)

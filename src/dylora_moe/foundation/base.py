@@ -28,7 +28,8 @@ from dylora_moe.foundation.fingerprint import fingerprint
 from dylora_moe.foundation.gguf import converted
 from dylora_moe.foundation.hub import ask_hub, line_of
 from dylora_moe.foundation.kernels import apply_kernels
-from dylora_moe.foundation.placement import choose_device, choose_dtype
+from dylora_moe.foundation.lean import use_lean_modules
+from dylora_moe.foundation.placement import choose_device, choose_dtype, limit_kernel_cache
 from dylora_moe.foundation.quantized import (
     check_quantization,
     quantize_blocks,
@@ -122,6 +123,8 @@ def load_base(
     """
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
+    if place.type == "cpu":
+        limit_kernel_cache()
     folder = None if cache_dir is None else Path(cache_dir)
     source, local = _find(name), True
     if isinstance(source, Path) and source.is_file():
@@ -167,6 +170,7 @@ def wrap(
     model.to(place).requires_grad_(False).eval()
     apply_kernels(model, place)
     use_grouped_attention(model)
+    use_lean_modules(model)
     model.get_submodule(anatomy.head_name).register_forward_pre_hook(_contiguous)
     return Base(
         model=model,

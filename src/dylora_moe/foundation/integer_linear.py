@@ -78,15 +78,25 @@ class Int8Linear(IntegerLinear):
     scale: Float[Tensor, " d_out"]
 
     def product(self, rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "n d_out"]:
-        """`rows W^T`: the scale is taken after the product, as it belongs to the output."""
+        """`rows W^T`: the scale is taken after the product, as it belongs to the output.
+
+        Not in fp16, where a product with integers up to 127 leaves the range.
+        """
         if _few(rows) and self.in_features % 32 == 0 and self.out_features % 16 == 0:
             # Other shapes make the kernel read beyond the end of the weight.
             return torch._weight_int8pack_mm(rows.contiguous(), self.weight, self.scale)
+        if rows.dtype == torch.float16:
+            return functional.linear(rows, self._scaled(rows.dtype))
         return functional.linear(rows, self.weight.to(rows.dtype)) * self.scale
 
     def transposed_product(self, rows: Float[Tensor, "n d_out"]) -> Float[Tensor, "n d_in"]:
         """`rows W`."""
+        if rows.dtype == torch.float16:
+            return rows @ self._scaled(rows.dtype)
         return (rows * self.scale) @ self.weight.to(rows.dtype)
+
+    def _scaled(self, dtype: torch.dtype) -> Float[Tensor, "d_out d_in"]:
+        return self.weight.to(dtype).mul_(self.scale[:, None].to(dtype))
 
     def _encoded(
         self, weight: Float[Tensor, "d_out d_in"], dtype: torch.dtype

@@ -6,6 +6,7 @@ as fast as fp32 on such a CPU), since emulated bf16 is slower than fp32.
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -24,6 +25,7 @@ DTYPES = {
     "float32": torch.float32,
 }
 
+_KERNELS = 64
 _X86_FLAGS = {"avx512_bf16", "amx_bf16"}
 _ARM_FLAGS = {"bf16"}
 
@@ -79,6 +81,16 @@ def _preferred(kind: str, bf16: bool) -> torch.dtype:
     if bf16:
         return torch.bfloat16
     return torch.float32 if kind == "cpu" else torch.float16
+
+
+def limit_kernel_cache() -> None:
+    """Keeps fewer of the kernels that oneDNN generates for products on a CPU, one for each shape.
+
+    Batches of rows meet hundreds of shapes and hardly any twice; by default the last 1,024 stay,
+    0.3 GiB when SmolLM2 learns a skill. Works before the first product of the process; a value that
+    is in the environment is left.
+    """
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", str(_KERNELS))
 
 
 def cpu_has_bf16(cpuinfo: str | None = None) -> bool:

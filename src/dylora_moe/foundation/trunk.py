@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from jaxtyping import Float
@@ -120,6 +120,60 @@ def replay(base: Base, hidden: Float[Tensor, "batch seq d_model"]) -> Iterator[N
     stand_ins[0] = _Replayed(shape, hidden)
     with _skipping(below, stand_ins):
         yield
+
+
+@torch.no_grad()
+def check_replay(base: Base) -> None:
+    """Compares a replay with the whole model, on two short rows, the first time for each base.
+
+    Which families can be replayed is not known from a table, so each is tried before its cached
+    states are relied on.
+
+    Raises:
+        BaseModelError: the two differ by more than rounding, the replay fails, or the whole model's
+            logits are not finite.
+    """
+    if base.model in _replays:
+        return
+    vocabulary = base.model.get_input_embeddings().weight.shape[0]
+    ids = torch.arange(16, device=base.device).view(2, 8) % vocabulary
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    batch = {"input_ids": ids, "attention_mask": mask, "prompt_mask": mask.bool()}
+    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    with _evaluating(base.model):
+        whole = base.model(**inputs).logits[mask.bool()].float()
+        if not whole.isfinite().all():
+            raise BaseModelError(
+                f"the logits of {base.name} are not finite: it overflows in {base.dtype}; load it "
+                "in bf16 or fp32"
+            )
+        hidden = trunk_states(base, batch).hidden
+        try:
+            with replay(base, hidden):
+                replayed = base.model(**inputs).logits[mask.bool()].float()
+        except (BaseModelError, MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # The family's own code: what it raises is not known.
+            raise _not_replayed(base, "it fails") from error
+    largest = whole.abs().max().clamp_min(torch.finfo(whole.dtype).tiny)
+    off = float((whole - replayed).abs().max() / largest)
+    if not off <= (_ROUNDING if base.dtype == torch.float32 else _ROUNDING_16):
+        raise _not_replayed(base, f"off by {off:.1%}")
+    _replays.add(base.model)
+
+
+def _not_replayed(base: Base, how: str) -> BaseModelError:
+    return BaseModelError(
+        f"the blocks above the tap of {base.name} do not give the whole model's logits when they "
+        f"start from its cached states ({how}), so it cannot be trained from them; use another "
+        "base, and report its architecture"
+    )
+
+
+_ROUNDING, _ROUNDING_16 = 1e-4, 2e-2
+_replays: WeakSet[nn.Module] = WeakSet()
+"""Models whose replay was compared with the whole."""
 
 
 class _PassOn(Skip):

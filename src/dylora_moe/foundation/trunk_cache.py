@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dylora_moe.errors import ConfigError, StorageFullError
 from dylora_moe.foundation.base import Base
-from dylora_moe.foundation.trunk import TrunkBatch, trunk_states
+from dylora_moe.foundation.trunk import TrunkBatch, check_replay, trunk_states
 
 MEMORY_BYTES = 1 << 30
 BATCH_TOKENS = 4096
@@ -54,6 +54,7 @@ class TrunkCache:
         lengths: tokens of each row.
 
     Raises:
+        BaseModelError: a replay does not give what the whole model gives (`trunk.check_replay`).
         ConfigError: more than `memory_bytes` and no folder.
         StorageFullError: no room in the folder.
         DataError: a row without a prompt token.
@@ -70,6 +71,7 @@ class TrunkCache:
         per_token: bool = False,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        check_replay(base)
         self.lengths = tuple(len(row.input_ids) for row in rows)
         self.features: Float[Tensor, "n d_features"] = torch.empty(
             len(rows), base.anatomy.d_features

@@ -23,7 +23,7 @@ _ROWS = 64
 _GLANCE = 16
 """Of these, what the second-nearest expert is first looked at on."""
 _AS_AT_HOME = 0.1
-"""Relative loss from which on a better expert would have nothing to add."""
+"""Relative loss up to which nothing is to be gained by asking another expert."""
 _PERFECT = Interval(0.0, 0.0, 0.0)
 _RESAMPLES = 1000
 
@@ -118,17 +118,26 @@ def _second(
     shows that it does badly, with its whole interval."""
     rows = observation.train
     count = min(_ROWS, len(rows))
-    glance = answer_losses(live.model, rows, expert=expert, limit=_GLANCE)
-    seen = len(glance.total)
+    spread = _spread(count)
+    glance = answer_losses(live.model, rows, expert=expert, only=spread)
     if not both:
-        here = RowLosses(base.total[:seen], base.tokens[:seen])
+        here = RowLosses(base.total[spread], base.tokens[spread])
         _, fit = _best_fit(live, card, skills, here, {expert: glance})
         if side_of(fit, detector.limits.fit):
             return None
-    if seen == count:
+    if len(spread) == count:
         return glance
-    rest = answer_losses(live.model, rows, expert=expert, only=range(seen, count))
-    return RowLosses(torch.cat([glance.total, rest.total]), torch.cat([glance.tokens, rest.tokens]))
+    others = [row for row in range(count) if row not in spread]
+    rest = answer_losses(live.model, rows, expert=expert, only=others)
+    back = torch.tensor(spread + others).argsort()
+    total, tokens = torch.cat([glance.total, rest.total]), torch.cat([glance.tokens, rest.tokens])
+    return RowLosses(total[back], tokens[back])
+
+
+def _spread(count: int) -> list[int]:
+    """The rows of a glance, evenly over a sample: files are often sorted by kind."""
+    seen = min(_GLANCE, count)
+    return [place * count // seen for place in range(seen)]
 
 
 def _best_fit(

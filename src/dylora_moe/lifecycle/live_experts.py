@@ -11,8 +11,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dylora_moe.errors import ExpertError
+import torch
+from torch import Tensor
+
+from dylora_moe.errors import ArtifactError, ExpertError
 from dylora_moe.experts.adapter_files import StoredExpert
+from dylora_moe.experts.adapter_tensors import key_a, key_b
 from dylora_moe.experts.manager import ExpertManager
 from dylora_moe.experts.packed import Packed
 from dylora_moe.ports import ArtifactStore
@@ -27,7 +31,7 @@ class ExpertsToBe:
         leaving: experts that are of no use any more, or of other numbers.
         coming: experts of the revision that are not there, with their numbers where they take the
             place of what is in memory now.
-        kept: experts that stay, whose numbers no file was known to hold.
+        kept: experts that stay, whose numbers no file was known to hold, and which files do.
     """
 
     leaving: Sequence[str]
@@ -86,9 +90,11 @@ def experts_to_be(
             stored = stored_expert(experts, artifacts, version)
             coming[name] = stored, stored.read() if experts.tier(name) != "disk" else None
         elif not experts.is_stored_in(name, _folder(artifacts, version)):
-            # Should its files be gone, it goes on in memory.
-            with contextlib.suppress(ExpertError):
-                kept[name] = experts.stored(_folder(artifacts, version), _check(artifacts, version))
+            # Should its files be gone, or hold other numbers, it goes on in memory.
+            with contextlib.suppress(ArtifactError, ExpertError):
+                stored = experts.stored(_folder(artifacts, version), _check(artifacts, version))
+                if _holds(stored, experts.state(name)):
+                    kept[name] = stored
     return ExpertsToBe(stale, coming, kept)
 
 
@@ -109,6 +115,15 @@ def stored_expert(
         # Where it is the file's fault, its hash says so, with what helps in a pool.
         check(_folder(artifacts, version))
         raise
+
+
+def _holds(stored: StoredExpert, state: Mapping[str, Tensor]) -> bool:
+    """Whether the files hold exactly these numbers."""
+    found: dict[str, Tensor] = {}
+    for path, (down, up) in stored.read().matrices().items():
+        found[key_a(path)], found[key_b(path)] = down, up
+    same = found.keys() == state.keys()
+    return same and all(torch.equal(value, found[key]) for key, value in state.items())
 
 
 def _folder(artifacts: ArtifactStore, version: ExpertVersion) -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 from dylora_moe.lifecycle.answering import BATCH_ROWS, Sampling, answer
 from dylora_moe.lifecycle.live import LivePool, LiveSkill
@@ -17,6 +18,7 @@ from dylora_moe.training.measure import answer_losses, row_routing
 from dylora_moe.training.rows import Rows
 
 _LONGEST_ANSWER = 256
+"""Tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,28 +170,36 @@ def _checked(live: LivePool, drafts: Mapping[str, _Draft]) -> dict[str, dict[int
     """Scores of generated answers, by skill and row.
 
     Rows of all skills are answered together, those with short answers first, since a batch runs as
-    long as its longest answer.
+    long as its longest answer. Rows of one limit alone share a batch: how long an answer may get is
+    the row's own, or its score would depend on the others.
     """
     asked = [
-        (_targets(live, skill_id, index), skill_id, index)
+        (_limit(_targets(live, skill_id, index)), skill_id, index)
         for skill_id, draft in drafts.items()
         for index in draft.generate
         if len(live.skills[skill_id].validation[index].turns) > 1
     ]
     asked.sort()
     found: dict[str, dict[int, float]] = {skill_id: {} for skill_id in drafts}
-    for start in range(0, len(asked), BATCH_ROWS):
-        group = asked[start : start + BATCH_ROWS]
+    alike = [list(rows) for _, rows in groupby(asked, key=lambda row: row[0])]
+    groups = [rows[i : i + BATCH_ROWS] for rows in alike for i in range(0, len(rows), BATCH_ROWS)]
+    for group in groups:
         examples = [live.skills[skill_id].validation[index] for _, skill_id, index in group]
         answers = answer(
             live,
             [example.turns[:-1] for example in examples],
-            sampling=Sampling(max_new_tokens=min(group[-1][0] + 8, _LONGEST_ANSWER)),
+            sampling=Sampling(max_new_tokens=group[0][0]),
         )
         for (_, skill_id, index), example, said in zip(group, examples, answers, strict=True):
             points = score(example.check, said.text, example.completion, example.tests)
             found[skill_id][index] = points
     return found
+
+
+def _limit(targets: int) -> int:
+    """The longest answer of a row in tokens: 8 more than it is to have, rounded up to a power of
+    two, so that there are few limits and batches stay full."""
+    return min(_LONGEST_ANSWER, 1 << (targets + 7).bit_length())
 
 
 def _targets(live: LivePool, skill_id: str, index: int) -> int:

@@ -51,8 +51,8 @@ def passed_over(head: nn.Module) -> Iterator[None]:
 def ends_at_head(base: Base) -> bool:
     """Whether a base's logits are its head's product and nothing else.
 
-    Some families scale or cap them afterwards, which a loss taken from the head would miss. One
-    token is run to see it.
+    Some families scale or cap them afterwards, which a loss taken from the head would miss. A few
+    tokens are run to see it: a padding token's state may be zero, which no scaling moves.
     """
     head = base.model.get_submodule(base.anatomy.head_name)
     if type(head) is not nn.Linear or head.weight.requires_grad:
@@ -60,11 +60,12 @@ def ends_at_head(base: Base) -> bool:
     made: list[Tensor] = []
     handle = head.register_forward_hook(lambda _m, _a, output: made.append(output))
     try:
-        token = torch.zeros(1, 1, dtype=torch.long, device=base.device)
-        logits = base.model(input_ids=token, use_cache=False).logits
+        rows = base.model.get_input_embeddings().weight.shape[0]
+        tokens = (torch.arange(1, 9, device=base.device) % rows)[None]
+        logits = base.model(input_ids=tokens, use_cache=False).logits
     finally:
         handle.remove()
-    return len(made) == 1 and torch.equal(logits, made[0])
+    return len(made) == 1 and bool(made[0].any()) and torch.equal(logits, made[0])
 
 
 def answer_losses_of(

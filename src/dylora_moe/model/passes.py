@@ -35,7 +35,11 @@ def gates_of(routing: Gates | Routing, segment_ids: Tensor | None = None) -> Gat
     Returns:
         None where no expert is left.
     """
-    gates = Gates.chosen(routing.experts, routing.weights)
+    if isinstance(routing, Gates) and routing.uniform:
+        # Every weight is one: there is nothing to look for, and no device to wait for.
+        gates: Gates | None = routing
+    else:
+        gates = Gates.chosen(routing.experts, routing.weights)
     if gates is None or segment_ids is None or gates.weights.dim() == 3:
         return gates
     return gates.per_token(segment_ids)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dylora_moe.errors import PoolError
+from dylora_moe.errors import PoolError, RoutingError
 from dylora_moe.foundation import tensor_bytes
 from dylora_moe.foundation.statistics import (
     FeatureStatistics,
@@ -169,8 +169,17 @@ class SkillLibrary:
         return skill
 
     def put(self, skill: Skill) -> Skill:
-        """Puts in a whole skill, as it was loaded, in the place of one of the same id."""
+        """Puts in a whole skill, as it was loaded, in the place of one of the same id.
+
+        Raises:
+            RoutingError: its features are of another width; the library stays as it was.
+        """
         old = self._skills.get(skill.skill_id)
+        other = next((each for each in self._skills.values() if each is not old), None)
+        if other is None:
+            self._shared = None  # Of the width of what is replaced.
+        else:
+            _check_width(other, skill)
         self._skills[skill.skill_id] = skill
         self._ranking = None
         if self._shared is not None:
@@ -233,6 +242,15 @@ class SkillLibrary:
         order = sorted(first, key=lambda key: hashlib.sha256(key.encode()).hexdigest())
         chosen = order[: self.capacity]
         return {"features": rows[[first[key] for key in chosen]], "keys": tuple(chosen)}
+
+
+def _check_width(ours: Skill, theirs: Skill) -> None:
+    widths = ours.statistics.d_features, theirs.statistics.d_features
+    if widths[0] != widths[1]:
+        raise RoutingError(
+            f"skill {theirs.skill_id} has {widths[1]} features and the library's others have "
+            f"{widths[0]}; they were taken with another base or other feature blocks"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,82 @@
+"""The loss without logits is the loss with them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, Gemma2Config
+
+from dylora_moe.foundation.base import wrap
+from dylora_moe.model import head
+from dylora_moe.model.head import answer_losses_of, ends_at_head
+from tests.model.builders import model_of, packed, padded
+from tests.models import FAMILIES, tiny_base, tiny_tokenizer
+
+
+@pytest.mark.parametrize("at_a_time", [1 << 24, 104 * 2])
+def test_losses_and_gradient_equal_cross_entropy(
+    at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "_LOGITS", at_a_time)
+    layer = nn.Linear(8, 104).requires_grad_(False)
+    targets, weights = torch.randint(104, (7,)), torch.rand(7)
+    gradients = []
+    for form in ("without", "with"):
+        hidden = torch.randn(7, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        if form == "without":
+            losses = answer_losses_of(hidden, layer, targets)
+        else:
+            losses = functional.cross_entropy(layer(hidden), targets, reduction="none")
+        (losses * weights).sum().backward()
+        gradients.append((losses.detach(), hidden.grad))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_without_logits_has_the_same_losses_and_gradients(family: str) -> None:
+    model = model_of(family)
+    model.experts.set_trainable(model.experts.names)
+    batches = [padded()] + ([packed()] if model.base.anatomy.packs else [])
+    for batch in batches:
+        found = []
+        for options in ({"loss_only": True}, {"trained_logits_only": True}, {}):
+            output = model(**batch, **options)
+            output.loss.backward()
+            own = model.experts.trainable_parameters("expert_0")
+            found.append((output, [p.grad.clone() for p in own]))
+            model.zero_grad()
+        assert found[0][0].logits is None
+        for output, grads in found[1:]:
+            assert torch.allclose(found[0][0].loss, output.loss, atol=1e-5)
+            assert torch.allclose(found[0][0].row_losses, output.row_losses, atol=1e-5)
+            for ours, theirs in zip(found[0][1], grads, strict=True):
+                assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def test_logits_that_are_capped_behind_the_head_are_made() -> None:
+    config = Gemma2Config(
+        vocab_size=104,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        final_logit_softcapping=0.5,
+        attn_logit_softcapping=None,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=4,
+    )
+    capped = wrap(AutoModelForCausalLM.from_config(config), tiny_tokenizer(), name="capped")
+    assert not ends_at_head(capped)
+    assert ends_at_head(tiny_base())
+
+
+def test_a_head_that_learns_is_left_alone() -> None:
+    base = tiny_base()
+    base.model.lm_head.weight.requires_grad_(True)
+    assert not ends_at_head(base)
