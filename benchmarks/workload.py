@@ -151,6 +151,9 @@ def ours(
         manager.create_expert(name, rank=RANK, alpha=ALPHA, targets=targets)
         randomize(manager.parameters_of(name).values(), generator)
         drawn.append(torch.randn(width, generator=generator, dtype=torch.float64))
+        # Making an expert takes the longer the more are in the layers: they come back together.
+        manager.offload(name)
+    manager.touch(names(count))
     add_skills(router, torch.stack(drawn) if means is None else means.double().cpu())
     router.set_maturity(dict.fromkeys(names(count), 1.0 if mature else 0.0))
     model = DyLoRAMoE(base, router, manager)
