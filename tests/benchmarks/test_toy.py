@@ -18,7 +18,7 @@ from machine import installed
 from tests import docs_reading as docs
 
 BENCHMARKS = run_all.scripts()
-NO_BENCHMARKS = {"real_skills", "router_features", "run_all", "scoreboard"}
+NO_BENCHMARKS = {"parts", "real_skills", "router_features", "run_all", "scoreboard"}
 """Scripts that do not go through the harness: they learn a pool, or show results."""
 
 
