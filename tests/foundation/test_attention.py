@@ -65,6 +65,24 @@ def test_a_cached_token_equals_the_whole_row(family: str) -> None:
     assert torch.allclose(step, model(ids, use_cache=False).logits[:, -1], atol=1e-4)
 
 
+@pytest.mark.parametrize("few", [0, 1 << 20], ids=["products", "folded"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_one_new_token_in_either_form_equals_torchs(
+    few: int, masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_FEW_SCORES", few)
+    layer = nn.Module()
+    layer.num_key_value_groups = 3
+    query, (key, value) = torch.randn(2, 6, 1, 4), torch.randn(2, 2, 2, 9, 4)
+    mask = None
+    if masked:
+        mask = torch.zeros(2, 1, 1, 9)
+        mask[0, ..., :4] = torch.finfo(torch.float32).min / 2
+    found, _ = grouped_attention(layer, query, key, value, mask, scaling=0.3)
+    expected, _ = sdpa_attention_forward(layer, query, key, value, mask, scaling=0.3)
+    assert torch.allclose(found, expected, atol=1e-6)
+
+
 def test_the_gradient_equals_torchs() -> None:
     found = []
     for model in (grouped("llama"), tiny("llama")):
