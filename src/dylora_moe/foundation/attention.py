@@ -98,10 +98,7 @@ def grouped_attention(
     rows, heads, queries, width = query.shape
     groups, keys = key.shape[1], key.shape[2]
     # One new token sees every key; more without a mask are causal, which only torch's kernel knows.
-    if attention_mask is None:
-        known = queries == 1
-    else:
-        known = attention_mask.is_floating_point()
+    known = queries == 1 if attention_mask is None else attention_mask.is_floating_point()
     known = known and all(kwargs.get(name) is None for name in _UNKNOWN)
     if not known or dropout > 0.0 or rows * heads * queries * keys > MOST_SCORES:
         return sdpa_attention_forward(  # type: ignore[no-any-return]
