@@ -5,7 +5,7 @@ Knows the live pool and a detector; changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,15 +13,17 @@ import torch
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.observation import Observation
 from dylora_moe.lifecycle.scorecard import Scorecard
+from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.records import BASE_NAME, Interval, Verdict
 from dylora_moe.skills.library import SkillLibrary
 from dylora_moe.skills.novelty import NoveltyDetector, side_of
 from dylora_moe.training.measure import RowLosses, answer_losses
+from dylora_moe.training.rows import Rows
 
 _ROWS = 64
 """Rows whose answers are scored for the second axis: enough for an interval, cheap to score."""
 _GLANCE = 16
-"""Of these, what the second-nearest expert is first looked at on."""
+"""Of these, what everyone is first looked at on."""
 _AS_AT_HOME = 0.1
 """Relative loss up to which nothing is to be gained by asking another expert."""
 _PERFECT = Interval(0.0, 0.0, 0.0)
@@ -34,8 +36,8 @@ class Judgement:
 
     Attributes:
         skill_id: the skill it would be learned into; None in an empty pool.
-        base_loss: token-mean loss of the base on a sample of the answers.
-        losses: the same of the nearest experts that were scored on the whole sample, by id.
+        base_loss: token-mean loss of the base on the rows that were looked at.
+        losses: the same of the nearest experts that count for the verdict, by id.
     """
 
     verdict: Verdict
@@ -56,9 +58,10 @@ def judge(
 ) -> Judgement:
     """Measures both axes and decides.
 
-    An answer pass is most of a verdict's cost. So the second-nearest expert is scored only where
-    it can matter: not where the verdict is the same however well it does, and on a few rows only
-    where these show that it does badly.
+    Answer passes are most of a verdict's cost. So everyone is first looked at on a few rows, and
+    these are enough where they settle it: rows told apart from every skill, which the nearest
+    expert does badly by its whole interval. The second-nearest expert is asked only where it can
+    change the verdict, or whom it names.
 
     Args:
         card: the pool's scores; an expert's own validation loss is read from it.
@@ -73,26 +76,35 @@ def judge(
     tokens = observation.answer_tokens
     if not measured.nearest:
         return Judgement(detector.verdict(measured, tokens=tokens), None, None, {})
-    base = answer_losses(live.model, observation.train, expert=BASE_NAME, limit=_ROWS)
+    sample = _Sample(live.model, observation.train)
     skills = [skill_id for skill_id, _ in measured.nearest]
     first, *others = dict.fromkeys(live.skills[s].expert_id for s in skills)
-    losses = {first: answer_losses(live.model, observation.train, expert=first, limit=_ROWS)}
+
+    def fits(look: Callable[[str], RowLosses], *experts: str) -> tuple[str, Interval]:
+        return _best_fit(live, card, skills, look(BASE_NAME), {e: look(e) for e in experts})
 
     def decided(fit: Interval) -> Verdict:
         return detector.verdict(measured, fit=fit, tokens=tokens)
 
-    skill_id, fit = _best_fit(live, card, skills, base, losses)
+    def does_badly(fit: Interval) -> bool:
+        return side_of(fit, detector.limits.fit) is True
+
+    look, scored = sample.glance, [first]
+    skill_id, fit = fits(look, first)
+    if both or decided(fit).name != "novel" or not does_badly(fit):
+        look = sample.whole
+        skill_id, fit = fits(look, first)
     if others and (both or _is_open(decided, fit)):
-        second = _second(live, card, observation, skills, others[0], base, detector, both)
-        if second is not None:
-            losses[others[0]] = second
-            skill_id, fit = _best_fit(live, card, skills, base, losses)
+        second = others[0]
+        if both or not does_badly(fits(sample.glance, second)[1]):
+            look, scored = sample.whole, [first, second]
+            skill_id, fit = fits(look, *scored)
     verdict = decided(fit)
     if verdict.name in ("known", "revised"):
         # Not told apart from the nearest skill: it is that one, whoever answers better.
         skill_id = skills[0]
     return Judgement(
-        verdict, skill_id, base.mean, {expert: found.mean for expert, found in losses.items()}
+        verdict, skill_id, look(BASE_NAME).mean, {expert: look(expert).mean for expert in scored}
     )
 
 
@@ -104,34 +116,41 @@ def _is_open(decided: Callable[[Interval], Verdict], fit: Interval) -> bool:
     return best.name == "covered" and fit.value > _AS_AT_HOME
 
 
-def _second(
-    live: LivePool,
-    card: Scorecard,
-    observation: Observation,
-    skills: list[str],
-    expert: str,
-    base: RowLosses,
-    detector: NoveltyDetector,
-    both: bool,
-) -> RowLosses | None:
-    """The second-nearest expert's losses on the whole sample; None where a glance at some of it
-    shows that it does badly, with its whole interval."""
-    rows = observation.train
-    count = min(_ROWS, len(rows))
-    spread = _spread(count)
-    glance = answer_losses(live.model, rows, expert=expert, only=spread)
-    if not both:
-        here = RowLosses(base.total[spread], base.tokens[spread])
-        _, fit = _best_fit(live, card, skills, here, {expert: glance})
-        if side_of(fit, detector.limits.fit):
-            return None
-    if len(spread) == count:
-        return glance
-    others = [row for row in range(count) if row not in spread]
-    rest = answer_losses(live.model, rows, expert=expert, only=others)
-    back = torch.tensor(spread + others).argsort()
-    total, tokens = torch.cat([glance.total, rest.total]), torch.cat([glance.tokens, rest.tokens])
-    return RowLosses(total[back], tokens[back])
+class _Sample:
+    """The losses of experts on some rows of an arrival, each row's answer scored once.
+
+    Args:
+        model: with the experts.
+        rows: the arrival's, of which the first are the sample.
+    """
+
+    def __init__(self, model: DyLoRAMoE, rows: Rows) -> None:
+        self._model, self._rows = model, rows
+        count = min(_ROWS, len(rows))
+        self._spread = _spread(count)
+        self._others = sorted(set(range(count)) - set(self._spread))
+        self._glances: dict[str, RowLosses] = {}
+        self._wholes: dict[str, RowLosses] = {}
+
+    def glance(self, expert: str) -> RowLosses:
+        """On rows evenly from the sample."""
+        if expert not in self._glances:
+            self._glances[expert] = self._scored(expert, self._spread)
+        return self._glances[expert]
+
+    def whole(self, expert: str) -> RowLosses:
+        """On the whole sample, in the order of its rows."""
+        if expert not in self._wholes:
+            seen, rest = self.glance(expert), self._scored(expert, self._others)
+            back = torch.tensor(self._spread + self._others).argsort()
+            self._wholes[expert] = RowLosses(
+                torch.cat([seen.total, rest.total])[back],
+                torch.cat([seen.tokens, rest.tokens])[back],
+            )
+        return self._wholes[expert]
+
+    def _scored(self, expert: str, only: Sequence[int]) -> RowLosses:
+        return answer_losses(self._model, self._rows, expert=expert, only=only)
 
 
 def _spread(count: int) -> list[int]:
