@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
+from dylora_moe.foundation import lean
 from dylora_moe.foundation.base import wrap
 from dylora_moe.foundation.lean import use_lean_modules
 from tests.models import FAMILIES, tiny, tiny_tokenizer
@@ -113,6 +114,62 @@ def test_other_formulas_with_the_same_parts_stay_as_they_are() -> None:
     for block in model.model.layers:
         block.mlp.__class__ = _ClampedMLP
     assert use_lean_modules(model) == 2 * BLOCKS
+
+
+class _SparseMLP(LlamaMLP):
+    """As in Gemma 3n: each block's own share of its activations is left out."""
+
+    left_out = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.gate_proj(x)
+        gate = torch.where(gate < gate.float().quantile(self.left_out, -1, True), 0, gate)
+        found: Tensor = self.down_proj(self.act_fn(gate) * self.up_proj(x))
+        return found
+
+
+def test_modules_of_one_class_with_settings_of_their_own_are_told_apart() -> None:
+    model = plain()
+    for block in model.model.layers:
+        block.mlp.__class__ = _SparseMLP
+    model.model.layers[2].mlp.left_out = 0.5
+    assert use_lean_modules(model) == CHANGED["llama"] - 1
+    assert type(model.model.layers[2].mlp) is _SparseMLP
+
+
+class _WideRMSNorm(LlamaRMSNorm):
+    """Multiplies with its weight before it rounds."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        wide = hidden_states.float()
+        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return (self.weight.float() * (wide * scale)).to(hidden_states.dtype)
+
+
+def test_numbers_that_hide_a_formula_do_not_decide_for_modules_made_alike() -> None:
+    model = plain(dtype=torch.bfloat16)
+    for module in model.modules():
+        if type(module) is LlamaRMSNorm:
+            module.__class__ = _WideRMSNorm
+            module.weight.fill_(1.0)
+        if type(module) is LlamaMLP:
+            module.__class__ = _ClampedMLP
+            module.down_proj.weight.zero_()
+    assert use_lean_modules(model) == 0
+
+
+def test_modules_made_alike_are_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[nn.Module] = []
+    form = lean._lean_form
+
+    def counted(module: nn.Module, dtype: torch.dtype) -> object:
+        tried.append(module)
+        return form(module, dtype)
+
+    monkeypatch.setattr(lean, "_lean_form", counted)
+    leaned("qwen3")
+    # Those of queries and keys are as the others, of another width.
+    assert [type(module).__mro__[1].__name__ for module in tried] == ["Qwen3RMSNorm", "Qwen3MLP"]
 
 
 def test_a_weight_that_learns_runs_the_models_own_forward() -> None:

@@ -97,6 +97,18 @@ def test_checkpointing_changes_no_gradient(family: str) -> None:
     assert calls == [1, 1, 2, 2], "only blocks above the tap are run again"
 
 
+@pytest.mark.parametrize("set_to_none", [False, True])
+def test_no_gradient_of_experts_or_router_is_left(set_to_none: bool) -> None:
+    model = model_of()
+    train_both(model)
+    model(**padded()).loss.backward()
+    assert grads(model)
+    model.zero_grad(set_to_none)
+    left = [p.grad for p in model.parameters() if p.grad is not None]
+    assert bool(left) is not set_to_none
+    assert not any(grad.any() for grad in left)
+
+
 def count_recomputes(model: DyLoRAMoE) -> list[int]:
     parts = blocks(model.model, model.base.anatomy)
     calls = [0] * len(parts)

@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, Gemma2Config
 
-from dylora_moe.foundation.base import wrap
-from dylora_moe.model import head
+from dylora_moe.experts.gates import Gates
+from dylora_moe.foundation.base import Base, wrap
+from dylora_moe.model import dylora_moe, head
 from dylora_moe.model.head import answer_losses_of, ends_at_head
 from tests.model.builders import model_of, packed, padded
 from tests.models import FAMILIES, tiny_base, tiny_tokenizer
@@ -26,7 +27,7 @@ def test_losses_and_gradient_equal_cross_entropy(
     for form in ("without", "with"):
         hidden = torch.randn(7, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
         if form == "without":
-            losses = answer_losses_of(hidden, layer, targets)
+            losses = answer_losses_of(hidden, layer, targets).losses
         else:
             losses = functional.cross_entropy(layer(hidden), targets, reduction="none")
         (losses * weights).sum().backward()
@@ -56,6 +57,35 @@ def test_a_pass_without_logits_has_the_same_losses_and_gradients(family: str) ->
                 assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+@pytest.mark.parametrize("at_a_time", [1 << 24, 104 * 2])
+def test_without_a_graph_the_largest_logit_is_told_the_first_of_equal_ones(
+    at_a_time: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(head, "_LOGITS", at_a_time)
+    layer = nn.Linear(8, 104, bias=False).requires_grad_(False)
+    layer.weight[60:] = layer.weight[:44]
+    hidden, targets = torch.randn(64, 8), torch.randint(104, (64,))
+    found = answer_losses_of(hidden, layer, targets)
+    assert found.greedy is not None
+    assert torch.equal(found.greedy, layer(hidden).argmax(1))
+    assert int(found.greedy.max()) < 60
+    assert answer_losses_of(hidden.requires_grad_(), layer, targets).greedy is None
+
+
+@pytest.mark.parametrize("capped", [False, True])
+def test_a_pass_without_a_graph_tells_what_greedy_decoding_would_write(capped: bool) -> None:
+    model = model_of()
+    if capped:
+        model._ends_at_head = False
+    batch = padded()
+    with torch.no_grad():
+        written = model(**batch, loss_only=True).greedy
+        logits = model(**batch).logits
+    there = batch["labels"][:, 1:] != -100
+    assert torch.equal(written, logits[:, :-1][there].argmax(-1))
+    assert model(**batch, loss_only=True).greedy is None
+
+
 def test_logits_that_are_capped_behind_the_head_are_made() -> None:
     config = Gemma2Config(
         vocab_size=104,
@@ -74,6 +104,29 @@ def test_logits_that_are_capped_behind_the_head_are_made() -> None:
     capped = wrap(AutoModelForCausalLM.from_config(config), tiny_tokenizer(), name="capped")
     assert not ends_at_head(capped)
     assert ends_at_head(tiny_base())
+
+
+def test_whether_a_base_ends_at_its_head_is_asked_once_by_the_first_pass_without_logits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Base] = []
+
+    def counted(base: Base) -> bool:
+        asked.append(base)
+        return ends_at_head(base)
+
+    monkeypatch.setattr(dylora_moe, "ends_at_head", counted)
+    model, passes = model_of(), []
+    model.model.register_forward_pre_hook(lambda *_: passes.append(None))
+    model(**padded())
+    assert len(passes) == 1
+    assert asked == []
+    with model.experts.slot.bound(Gates.only("expert_0", 3)):
+        expected = model(**padded(), trained_logits_only=True).loss
+        for _ in range(2):
+            assert torch.allclose(model(**padded(), loss_only=True).loss, expected, atol=1e-5)
+    assert asked == [model.base]
+    assert len(passes) == 5
 
 
 def test_a_head_that_learns_is_left_alone() -> None:

@@ -9,12 +9,14 @@ input and one number a token, an activation its two inputs. On CUDA liger's kern
 from __future__ import annotations
 
 import inspect
+from collections.abc import Hashable
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 from torch.nn import functional
 from transformers import PreTrainedModel
 
@@ -23,17 +25,55 @@ def use_lean_modules(model: PreTrainedModel) -> int:
     """Gives norms and gated MLPs of a frozen model on a CPU a lean form; how many.
 
     A module is changed only if it computes the formula that the lean form knows, which is tried on
-    random input: others with the same parts (a norm that adds one to its weight) stay as they are.
+    random input, once for modules made alike: others with the same parts (a norm that adds one to
+    its weight) stay as they are.
     """
     if model.device.type != "cpu":
         return 0
     changed = 0
+    tried: dict[Hashable, Any] = {}
     for module in model.modules():
-        lean = _lean_form(module, model.dtype)
-        if lean is not None:
-            module.__class__ = lean
+        if not type(module).__name__.endswith(("RMSNorm", "MLP")):
+            continue
+        make = _make(module)
+        if make not in tried:
+            tried[make] = _lean_form(module, model.dtype)
+        if tried[make] is not None:
+            module.__class__ = tried[make]
             changed += 1
     return changed
+
+
+def _make(module: nn.Module) -> Hashable:
+    """What decides the formula of a module: everything but its weights' sizes and numbers.
+
+    Classes alone would not do: some families give each block's activation a setting of its own.
+    """
+    settings = [
+        # What is no plain value counts as the same only where it is the same object.
+        (name, type(value), value if isinstance(value, _PLAIN) else id(value))
+        for name, value in vars(module).items()
+        if name not in _EVERY_MODULES
+    ]
+    tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    kinds = [(name, type(tensor), tensor.dtype, tensor.dim()) for name, tensor in tensors]
+    parts = [(name, _make(child)) for name, child in module.named_children()]
+    return type(module), tuple(settings), tuple(kinds), tuple(parts)
+
+
+_PLAIN = (bool, int, float, str, type(None))
+_EVERY_MODULES = frozenset(vars(nn.Module()))
+
+
+def gated_mlp(block: nn.Module) -> nn.Module | None:
+    """A block's gated MLP, if it has a lean one: it works on each position by itself, and what it
+    gives is added to the residual stream alone."""
+    found = [one for one in block.children() if hasattr(type(one), _MARK) and _has_parts(one)]
+    return found[0] if len(found) == 1 else None
+
+
+def _has_parts(module: nn.Module) -> bool:
+    return {name for name, _ in module.named_children()} == _PARTS
 
 
 def _lean_form(module: nn.Module, dtype: torch.dtype) -> Any:
@@ -49,6 +89,8 @@ def _lean_form(module: nn.Module, dtype: torch.dtype) -> Any:
     return None
 
 
+_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
 _MARK = "_dylora_lean"
 """Attribute of the classes made here."""
 
@@ -57,15 +99,17 @@ def _is_rms_norm(module: nn.Module) -> bool:
     weight, epsilon = getattr(module, "weight", None), getattr(module, "variance_epsilon", None)
     if not isinstance(weight, nn.Parameter) or weight.dim() != 1 or not isinstance(epsilon, float):
         return False
-    x = torch.randn(3, len(weight), dtype=weight.dtype, generator=_generator())
+    # A weight of random numbers: with ones, as new models have them, other formulas look the same.
+    draw = _generator()
+    x, other = (torch.randn(n, len(weight), dtype=weight.dtype, generator=draw) for n in (3, 1))
     with torch.no_grad():
-        return torch.equal(module(x), _RmsNorm.apply(x, weight, epsilon))
+        found = functional_call(module, {"weight": other[0]}, (x,))
+        return torch.equal(found, _RmsNorm.apply(x, other[0], epsilon))
 
 
 def _is_gated(module: nn.Module, dtype: torch.dtype) -> bool:
     parts = dict(module.named_children())
-    names = {"gate_proj", "up_proj", "down_proj", "act_fn"}
-    if set(parts) != names or not isinstance(parts["gate_proj"], nn.Linear):
+    if not _has_parts(module) or not isinstance(parts["gate_proj"], nn.Linear):
         return False
     # The model's dtype, since quantized weights are integers; a large row, since some are clamped.
     x = torch.randn(2, parts["gate_proj"].in_features, dtype=dtype, generator=_generator())
@@ -73,7 +117,9 @@ def _is_gated(module: nn.Module, dtype: torch.dtype) -> bool:
     with torch.no_grad():
         if not torch.equal(parts["act_fn"](x), functional.silu(x)):
             return False
-        return torch.equal(module(x), _gated(module, x))
+        found: Tensor = module(x)
+        # A product with zeros would be the same whatever stands before it.
+        return bool(found.any()) and torch.equal(found, _gated(module, x))
 
 
 def _generator() -> torch.Generator:
@@ -95,8 +141,7 @@ def _lean_norm(kind: Any) -> Any:
 @cache
 def _lean_mlp(kind: Any) -> Any:
     def forward(self: Any, x: Tensor) -> Tensor:
-        found: Tensor = _gated(self, x) if torch.is_grad_enabled() else kind.forward(self, x)
-        return found
+        return _gated(self, x)
 
     return type(kind.__name__, (kind,), {"forward": forward, _MARK: True})
 

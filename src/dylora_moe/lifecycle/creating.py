@@ -30,7 +30,7 @@ from dylora_moe.lifecycle.router_change import (
 )
 from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.lifecycle.step import Step, finished
-from dylora_moe.lifecycle.teaching import evaluation_sets, neighbours, target_of, teach
+from dylora_moe.lifecycle.teaching import evaluation_sets, target_of, teach
 from dylora_moe.lifecycle.telling import report_step
 from dylora_moe.ports import Run
 from dylora_moe.records import BASE_NAME, Event, ExpertVersion
@@ -132,13 +132,9 @@ def _train(step: Step, run: Run, expert_id: str, alias: str) -> _New:
     base_loss = outcome.start_loss
     if _start(step):
         base_loss = answer_losses(live.model, target, expert=BASE_NAME).mean
-    rivals = [
-        answer_losses(live.model, target, expert=rival).mean
-        for rival in neighbours(live, step, expert_id)
-    ]
-    maturity = after_training(
-        0.0, outcome.steps_after_warmup, outcome.best_loss, base_loss, min(rivals, default=None)
-    )
+    # What the nearest experts do on these rows the verdict has measured.
+    rival = min(step.judgement.losses.values(), default=None)
+    maturity = after_training(0.0, outcome.steps_after_warmup, outcome.best_loss, base_loss, rival)
     return _New(run, expert_id, alias, outcome, base_loss, maturity)
 
 
