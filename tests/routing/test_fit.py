@@ -8,6 +8,7 @@ import torch
 from dylora_moe.errors import RoutingError, TrainingError
 from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.routing.calibration import best_temperature, calibrate
+from dylora_moe.routing.closed_form import lda
 from dylora_moe.routing.fit import calibrate_closed, fit_correction
 from dylora_moe.routing.rehearsal import even_sample, rehearse
 from dylora_moe.routing.router import DynamicHybridRouter
@@ -234,3 +235,26 @@ def test_calibrating_the_closed_form_is_what_a_fit_without_steps_does_to_it() ->
     calibrate_closed(calibrated, features(), none_rows())
     assert calibrated.temperature == fitted.temperature
     assert calibrated.none_threshold == fitted.none_threshold
+
+
+def test_rows_are_judged_in_float32_as_in_float64() -> None:
+    """With more features than rows, where leaving a row out changes most."""
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(300, 300, generator=generator) * torch.arange(1, 301)[:, None] ** -0.5
+    parts = [40 + torch.randn(300, generator=generator) @ mix * 0.3 for _ in range(5)]
+    stored = {
+        str(i): part + torch.randn(30, 300, generator=generator) @ mix
+        for i, part in enumerate(parts)
+    }
+    router = DynamicHybridRouter(300)
+    for skill, rows in stored.items():
+        router.add_expert(skill, f"expert_{skill}", FeatureStatistics.from_features(rows))
+    table = router.table
+    inside, held = (rehearse(table, stored, None, holdout=share) for share in (0.0, 0.2))
+    exact = table.whitened().leave_one_out(inside.features, inside.labels - 1, [30] * 5)
+    torch.testing.assert_close(inside.closed[:, 1:].double(), exact, rtol=1e-4, atol=1e-3)
+    out = held.held_out
+    kept = [held.features[(held.labels == k) & ~out] for k in range(1, 6)]
+    exact = lda([FeatureStatistics.from_features(part) for part in kept]).logits(held.features[out])
+    found = held.closed[out, 1:].double()
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-3)

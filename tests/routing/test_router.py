@@ -11,6 +11,7 @@ from dylora_moe.errors import ConfigError, RoutingError
 from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.routing.losses import balance_loss
 from dylora_moe.routing.router import DynamicHybridRouter
+from dylora_moe.routing.selection import expert_weights
 
 from .builders import SKILLS, D, build, cluster, features, none_rows, train_a_step
 
@@ -279,3 +280,16 @@ def test_after_many_comings_and_goings_the_gate_is_that_of_a_fit_from_scratch() 
     found, expected = router.table.solve(), build().table.solve()
     torch.testing.assert_close(found.weight, expected.weight, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(router(probe()).weights, build()(probe()).weights)
+
+
+def test_skills_with_an_expert_each_are_not_summed_and_weigh_the_same() -> None:
+    router = build()
+    rows = torch.cat([cluster(i, 20, seed=8) for i in range(3)])
+    assert router.sharing is None
+    alone = router(rows)
+    summed = expert_weights(alone.logits[:, 1:], torch.eye(3), router.young, router.rule)
+    plain = expert_weights(alone.logits[:, 1:], None, router.young, router.rule)
+    assert all(torch.equal(a, b) for a, b in zip(plain, summed, strict=True))
+    router.add_expert("more", router.experts[0], FeatureStatistics.from_features(cluster(7)))
+    assert router.sharing is router.membership
+    assert router(rows).weights.shape[-1] == 3

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dylora_moe.errors import ArtifactError, PoolError
+from dylora_moe.errors import ArtifactError, PoolError, RoutingError
 from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.skills.library import Skill, SkillLibrary
 
@@ -99,8 +99,9 @@ def test_wrong_values_are_refused() -> None:
 
 def test_ranking_does_not_depend_on_how_the_library_came_about() -> None:
     grown, probe = library(3), cluster(3, 20, seed=5)
-    grown.nearest(probe)  # From here on the sum is kept up to date.
+    grown.nearest(probe)  # What is kept of it must not outlive a change.
     grown.add_skill("skill_3", cluster(3), "expert_3")
+    assert grown.nearest(probe)[0][0] == "skill_3"
     grown.extend("skill_1", cluster(1, 30, seed=4))
     grown.remove("skill_0")
     fresh = SkillLibrary()
@@ -109,4 +110,22 @@ def test_ranking_does_not_depend_on_how_the_library_came_about() -> None:
     left, right = grown.nearest(probe, 3), fresh.nearest(probe, 3)
     assert [name for name, _ in left] == [name for name, _ in right]
     for (_, a), (_, b) in zip(left, right, strict=True):
-        assert a == pytest.approx(b, rel=1e-9)
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+def test_a_skill_of_another_width_is_refused_and_the_library_stays_as_it_was() -> None:
+    built, narrow = library(2), SkillLibrary()
+    narrow.add_skill("skill_1", cluster(1, d=12), "expert_1")
+    before, ranked = built.skills, built.nearest(cluster(0, 20))
+    for refused in (
+        lambda: built.put(narrow["skill_1"]),
+        lambda: built.load(narrow["skill_1"].to_bytes()),
+        lambda: built.add_skill("skill_2", cluster(2, d=12), "expert_2"),
+    ):
+        with pytest.raises(RoutingError, match=r"skill_\d has 12 features .* others have 24"):
+            refused()
+    assert built.skills == before
+    assert built.nearest(cluster(0, 20)) == ranked
+    built.remove("skill_0")
+    built.put(narrow["skill_1"])
+    assert built.nearest(cluster(1, 20, d=12))[0][0] == "skill_1", "a library of one may change"

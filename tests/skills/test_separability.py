@@ -36,53 +36,65 @@ def test_more_features_than_rows_are_no_obstacle_and_take_little_time() -> None:
     assert found.high < 0.8
 
 
-def test_the_scores_are_those_of_the_primal_form() -> None:
-    rows = torch.cat([cluster(0, 12), cluster(1, 9), cluster(0, 5, seed=4)]).double()
-    sides = torch.cat([torch.zeros(12), torch.ones(9), torch.zeros(5)]).long()
-    held_out, shrinkage = torch.arange(26) >= 21, 0.3
-    train, labels, test = rows[:21], sides[:21], rows[21:]
-    means = torch.stack([train[labels == side].mean(0) for side in (0, 1)])
-    centred = train - means[labels]
-    std = (centred.square().sum(0) / 19).sqrt()
-    corr = (1 - shrinkage) * (centred / std).T @ (centred / std) / 19
-    corr += shrinkage * torch.eye(24, dtype=torch.float64)
-    weight = torch.linalg.solve(corr, (means[1] - means[0]) / std)
-    expected = (test - means.mean(0)) / std @ weight
-    centred = FoldScores(rows, sides)
-    torch.testing.assert_close(centred.scores(held_out, shrinkage), expected)
-    plain = centred.scores(held_out, 1.0)
-    torch.testing.assert_close(centred.scores(held_out, 1 - 1e-9), plain)
-
-
-def plain_scores(train: Tensor, labels: Tensor, test: Tensor, shrinkage: float) -> Tensor:
-    """The dual form as it is written down, every fold by itself."""
-    means = torch.stack([train[labels == side].mean(0) for side in (0, 1)])
-    centred = train - means[labels]
-    freedom = max(1, len(train) - 2)
-    variance = centred.square().sum(0) / freedom
-    std = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
-    centred = centred / std
-    delta = (means[1] - means[0]) / std
-    points = (test - means.mean(0)) / std
-    ridge = shrinkage * freedom / (1 - shrinkage)
-    gram = centred @ centred.T + ridge * torch.eye(len(train), dtype=torch.float64)
-    return points @ (delta - centred.T @ torch.linalg.solve(gram, centred @ delta)) / shrinkage
+def plain_scores(rows: Tensor, labels: Tensor, fold: Tensor, ridge: float) -> Tensor:
+    """The formula as it is written down, in the features' space, every fold by itself."""
+    rows = rows.double()
+    std = rows.var(0, correction=0).sqrt()
+    rows = (rows - rows.mean(0)) / torch.where(std > 1e-6, std, 1.0)
+    found = torch.empty(len(rows), dtype=torch.float64)
+    for index in fold.unique():
+        train, sides = rows[fold != index], labels[fold != index]
+        means = torch.stack([train[sides == side].mean(0) for side in (0, 1)])
+        centred = train - means[sides]
+        within = centred.T @ centred + ridge * torch.eye(rows.shape[1], dtype=torch.float64)
+        weight = torch.linalg.solve(within, means[1] - means[0])
+        found[fold == index] = (rows[fold == index] - means.mean(0)) @ weight
+    return found
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_what_the_folds_share_changes_no_score(seed: int) -> None:
+def test_the_scores_are_those_of_the_primal_form_fold_by_fold(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    n, m, d = (int(torch.randint(4, 90, (1,), generator=generator)) for _ in range(3))
+    n, m, d = (int(torch.randint(9, 90, (1,), generator=generator)) for _ in range(3))
     scale = 3 * torch.rand(d, generator=generator)
-    rows = (torch.randn(n + m, d, generator=generator) * scale + 50).double()
-    rows[:, 0] = 1.25
-    sides = (torch.arange(n + m) >= n).long()
-    test = torch.rand(n + m, generator=generator) < 0.2
-    test[:2], test[-2:] = False, False
-    test[2] = True
-    expected = plain_scores(rows[~test], sides[~test], rows[test], 0.1)
-    found = FoldScores(rows, sides).scores(test, 0.1)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    rows = torch.randn(n + m, d, generator=generator) * scale + 50
+    rows[:n] += 0.5 * scale * torch.randn(d, generator=generator)
+    rows[:, 0] = 1.3
+    labels = (torch.arange(n + m) < n).long()
+    fold = torch.cat([torch.randperm(size, generator=generator) % 4 for size in (n, m)])
+    found = FoldScores(rows, labels, 3.0).scores(fold)
+    expected = plain_scores(rows, labels, fold, 3.0)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_the_auc_is_that_of_the_plain_formula(share: float) -> None:
+    new = torch.cat([cluster(1, int(64 * share), d=600), cluster(0, 64 - int(64 * share), d=600)])
+    old = cluster(0, 205, seed=2, d=600)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.cat([old, new])
+    labels = (torch.arange(269) >= 205).long()
+    values = []
+    for _ in range(3):
+        fold = torch.cat([torch.randperm(size, generator=generator) % 5 for size in (205, 64)])
+        scores = plain_scores(rows, labels, fold, (269 * 0.8 - 2) / 9)
+        values.append(auc(scores[205:], scores[:205]))
+    assert separability(new, old).value == pytest.approx(sum(values) / 3, abs=1e-4)
+
+
+def test_two_sets_of_one_source_get_a_half() -> None:
+    """Also with few rows of many features, where a scale that knew the sides would tell of them."""
+    found = [
+        separability(cluster(0, 16, seed=2 * s, d=500), cluster(0, 16, seed=2 * s + 1, d=500)).value
+        for s in range(200)
+    ]
+    # The standard error is 0.009.
+    assert sum(found) / len(found) == pytest.approx(0.49, abs=0.025)
+
+
+def test_rows_that_are_all_alike_are_not_told_apart() -> None:
+    same = torch.full((60, 24), 0.1)
+    assert separability(same[:20], same).value == pytest.approx(0.5, abs=0.1)
 
 
 def test_fewer_examples_give_a_wider_interval() -> None:

@@ -184,7 +184,9 @@ class SharedScatter:
         """Vectors less classes; at least 1."""
         return max(1, self.count - self.classes)
 
-    def correlation(self, shrinkage: float) -> Float[Tensor, "d d"]:
+    def correlation(
+        self, shrinkage: float, dtype: torch.dtype = torch.float64
+    ) -> Float[Tensor, "d d"]:
         """Pooled within-class correlation, shrunk towards the identity; positive definite.
 
         Raises:
@@ -195,8 +197,9 @@ class SharedScatter:
                 f"shrinkage {shrinkage} would leave the scatter singular; choose one in (0, 1]"
             )
         std = self.std()
-        matrix = self.total * ((1 - shrinkage) / self.degrees_of_freedom / std)
-        matrix /= std[:, None]
+        pull = (1 - shrinkage) / self.degrees_of_freedom / std
+        matrix = self.total.to(dtype) * pull.to(dtype)
+        matrix /= std[:, None].to(dtype)
         matrix.diagonal().add_(shrinkage)
         return matrix
 

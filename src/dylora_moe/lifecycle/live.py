@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,23 @@ from dylora_moe.training.rows import Rows
 
 @dataclass(frozen=True, eq=False)
 class LiveSkill:
-    """A skill with its validation rows, encoded; `rows` is None where it has none."""
+    """A skill with its validation rows.
+
+    Attributes:
+        encoded: these rows with their trunk states, or what gives them when they are first needed:
+            a pool that only answers never pays the pass. None where there is no row.
+    """
 
     skill_id: str
     name: str
     expert_id: str
     validation: tuple[Example, ...]
-    rows: Rows | None
+    encoded: Rows | Callable[[], Rows] | None
+
+    @property
+    def rows(self) -> Rows | None:
+        """The validation rows, encoded; None where there is none."""
+        return self.encoded() if callable(self.encoded) else self.encoded
 
 
 class LivePool:
@@ -90,7 +101,8 @@ class LivePool:
         self.revision = PoolRevision(0, None, (), (), None, None, note="empty")
         self.model = DyLoRAMoE(base, self.fresh_router(), self.experts)
         self._rows: dict[
-            tuple[Granularity, tuple[Artifact, ...]], tuple[tuple[Example, ...], Rows | None]
+            tuple[Granularity, tuple[Artifact, ...]],
+            tuple[tuple[Example, ...], Callable[[], Rows] | None],
         ] = {}
         self._keys: dict[Artifact, frozenset[str]] = {}
 
@@ -273,7 +285,6 @@ class LivePool:
         key = (granularity, record.validation)
         if key not in self._rows:
             examples = self.read(record.validation)
-            rows = self.encode(examples, granularity=granularity) if examples else None
-            self._rows[key] = (examples, rows)
-        examples, rows = self._rows[key]
-        return LiveSkill(record.skill_id, record.name, record.expert_id, examples, rows)
+            encoded = cache(partial(self.encode, examples, granularity=granularity))
+            self._rows[key] = (examples, encoded if examples else None)
+        return LiveSkill(record.skill_id, record.name, record.expert_id, *self._rows[key])

@@ -18,6 +18,9 @@ from dylora_moe.routing.losses import balance_loss
 from dylora_moe.routing.rehearsal import even_sample
 from dylora_moe.routing.routing import Routing
 
+_TOLD_ROWS = 1024
+"""Stored rows that an event's two means are taken over, one of each class at least."""
+
 
 def shape_router(live: LivePool, recipe: Recipe) -> None:
     """Gives the router what the recipe says of it, before anything is learned by it, and leaves
@@ -74,7 +77,7 @@ def router_event(live: LivePool, report: FitReport, seconds: float, run_id: str 
     none = report.none
     with torch.no_grad():
         parts = [live.own, *(skill.features for skill in live.library.skills)]
-        chosen = even_sample([len(part) for part in parts])
+        chosen = even_sample([len(part) for part in parts], _TOLD_ROWS)
         stored = torch.cat([p[rows].float() for p, rows in zip(parts, chosen, strict=True)])
         routing: Routing = live.router(stored.to(live.base.device))
         belongs = torch.arange(len(stored), device=live.base.device) >= len(chosen[0])

@@ -11,13 +11,14 @@ towards the identity after standardisation; the row of class k, up to a term sha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from dylora_moe.errors import RoutingError
+from dylora_moe.foundation.gram import gram
 from dylora_moe.foundation.statistics import FeatureStatistics, SharedScatter, double, stack_means
 
 
@@ -41,7 +42,10 @@ class LinearRows:
 
 @dataclass(frozen=True, eq=False)
 class WhitenedClasses:
-    """The class means where the shrunk within-class correlation is the identity, in float64.
+    """The class means where the shrunk within-class correlation is the identity.
+
+    In float64 where the gate's rows come from it. Where rows are only judged, float32 is enough
+    (their logits err by hundredths, the temperature is in ones) and takes half the time.
 
     One Cholesky factor and one triangular solve; rows, logits and leaving rows out all follow from
     it, so that what was factored for a refit is not factored again for calibrating it.
@@ -61,20 +65,30 @@ class WhitenedClasses:
 
     @classmethod
     def of(
-        cls, means: Float[Tensor, "n d"], shared: SharedScatter, shrinkage: float = 0.1
+        cls,
+        means: Float[Tensor, "n d"],
+        shared: SharedScatter,
+        shrinkage: float = 0.1,
+        dtype: torch.dtype = torch.float64,
     ) -> WhitenedClasses:
         """Raises:
         RoutingError: a shrinkage outside (0, 1].
         """
         scale, centre = shared.std(), means.mean(0)
-        factor = torch.linalg.cholesky(shared.correlation(shrinkage))
+        factor = torch.linalg.cholesky(shared.correlation(shrinkage, dtype))
         pull = (1 - shrinkage) / shared.degrees_of_freedom
-        whitened = _solve(factor, (means - centre) / scale)
+        whitened = _solve(factor, ((means - centre) / scale).to(dtype))
         return cls(whitened, factor, centre, scale, pull)
+
+    def single(self) -> WhitenedClasses:
+        """The same in float32."""
+        return replace(self, means=self.means.float(), factor=self.factor.float())
 
     def whiten(self, features: Float[Tensor, "batch d"]) -> Float[Tensor, "batch d"]:
         """Rows in the space of `means`."""
-        return _solve(self.factor, (double(features) - self.centre) / self.scale)
+        # Centred in float64: features lie far from the origin.
+        points = (double(features) - self.centre) / self.scale
+        return _solve(self.factor, points.to(self.factor.dtype))
 
     def rows(self, prior: Sequence[float] | None = None) -> LinearRows:
         """The gate's rows: one further triangular solve."""
@@ -109,25 +123,26 @@ class WhitenedClasses:
         """
         points = self.whiten(features)
         own = points - self.means[labels]
-        n = torch.tensor(counts, dtype=torch.float64)[labels].clamp_min(2)
+        n = torch.tensor(counts, dtype=points.dtype)[labels].clamp_min(2)
         # R without the row is R - a v v^T in these coordinates, where R is the identity.
         a = self.pull * n / (n - 1)
-        length = own.square().sum(-1)
+        length = torch.linalg.vecdot(own, own)
         gain = a / (1 - a * length).clamp_min(1e-6)
         # Up to the term shared by a row's logits, as `LinearRows` leaves it out: -|x|^2 / 2.
         logits = points @ self.means.T
-        along = (self.means @ self.means.T)[labels]
-        along += (own * points).sum(-1, keepdim=True) - logits
-        logits += self._bias(None)
+        inner = gram(self.means)
+        along = inner[labels]
+        along += torch.linalg.vecdot(own, points)[:, None] - logits
+        logits -= 0.5 * inner.diagonal()
         logits -= along.square_().mul_(0.5 * gain[:, None])
         own_distance = (n / (n - 1)).square() * (length + gain * length.square())
-        own_logit = 0.5 * (points.square().sum(-1) - own_distance)
-        return logits.scatter_(1, labels[:, None], own_logit[:, None]) + _log_prior(
-            prior, len(self.means)
-        )
+        own_logit = 0.5 * (torch.linalg.vecdot(points, points) - own_distance)
+        logits.scatter_(1, labels[:, None], own_logit[:, None])
+        return logits.add_(_log_prior(prior, self.means))
 
     def _bias(self, prior: Sequence[float] | None) -> Float[Tensor, " n"]:
-        return -0.5 * self.means.square().sum(-1) + _log_prior(prior, len(self.means))
+        halves: Tensor = 0.5 * torch.linalg.vecdot(self.means, self.means)
+        return _log_prior(prior, self.means) - halves
 
 
 def lda(
@@ -151,10 +166,12 @@ def _solve(factor: Float[Tensor, "d d"], rows: Float[Tensor, "n d"]) -> Float[Te
     return solved.T
 
 
-def _log_prior(prior: Sequence[float] | None, n: int) -> Float[Tensor, " n"]:
+def _log_prior(prior: Sequence[float] | None, means: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     if prior is None:
-        return torch.zeros(n, dtype=torch.float64)
-    if len(prior) != n or min(prior) <= 0:
-        raise RoutingError(f"{len(prior)} priors for {n} classes; give one above zero for each")
-    values = torch.tensor(prior, dtype=torch.float64)
+        return means.new_zeros(len(means))
+    if len(prior) != len(means) or min(prior) <= 0:
+        raise RoutingError(
+            f"{len(prior)} priors for {len(means)} classes; give one above zero for each"
+        )
+    values = torch.tensor(prior, dtype=means.dtype)
     return (values / values.sum()).log()

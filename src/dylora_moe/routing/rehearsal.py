@@ -85,16 +85,16 @@ def rehearse(
     sizes = torch.tensor([len(rows) for rows in chosen])
     labels = torch.repeat_interleave(torch.arange(len(stored)) + first, sizes)
     kept = table.without(features[held_out], labels[held_out]) if held_out.any() else table
-    closed = torch.zeros(len(features), len(table.rows) + 1, dtype=torch.float64)
-    whitened, inside = kept.whitened(), ~held_out
+    closed = torch.zeros(len(features), len(table.rows) + 1)
+    whitened, inside = kept.whitened().single(), ~held_out
     if inside.any():
         closed[inside, first:] = whitened.leave_one_out(
             features[inside], labels[inside] - first, [one.count for one in kept.fitted]
         )
     if held_out.any():
-        closed[held_out, first:] = whitened.logits(features[held_out])
+        closed[held_out, first:] = whitened.logits(features[held_out]).float()
     classes = sum(len(part) > 0 for part in stored)
-    return Rehearsal(features.float(), labels, closed.float(), held_out, classes)
+    return Rehearsal(features.float(), labels, closed, held_out, classes)
 
 
 def even_sample(sizes: Sequence[int], most: int = MOST_ROWS) -> list[Int[Tensor, " _"]]:

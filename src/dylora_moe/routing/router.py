@@ -23,7 +23,7 @@ from dylora_moe.routing.losses import entropy
 from dylora_moe.routing.rehearsal import rehearse
 from dylora_moe.routing.routing import Granularity, Routing
 from dylora_moe.routing.rows import Row, RowTable
-from dylora_moe.routing.selection import SelectionRule, expert_weights, none_score
+from dylora_moe.routing.selection import SelectionRule, by_expert, expert_weights, none_score
 
 IMPOSSIBLE = -1e30
 """Logit of a row that is not fitted; finite, since the temperature's gradient is 0 times it."""
@@ -113,6 +113,11 @@ class DynamicHybridRouter(nn.Module):
     def experts(self) -> tuple[str, ...]:
         """The experts in order of their first skill: the columns of the weights."""
         return self._experts
+
+    @property
+    def sharing(self) -> Float[Tensor, "n_skills n_experts"] | None:
+        """Which skills go to which expert; None where every skill has its own."""
+        return None if len(self.experts) == len(self.rows) else self.membership
 
     @property
     def maturity(self) -> dict[str, float]:
@@ -215,10 +220,10 @@ class DynamicHybridRouter(nn.Module):
     def _route(self, raw: Tensor, strange: Tensor, mask: Tensor | None) -> Routing:
         logits = raw / self.log_temperature.exp()
         rows = logits.softmax(-1)
-        none, probabilities = rows[..., 0], rows[..., 1:] @ self.membership
+        none, probabilities = rows[..., 0], by_expert(rows[..., 1:], self.sharing)
         if self.rows:
             skills = logits[..., 1:]
-            weights, sparse = expert_weights(skills, self.membership, self.young, self.rule)
+            weights, sparse = expert_weights(skills, self.sharing, self.young, self.rule)
             weights = torch.where(strange[..., None], torch.zeros_like(weights), weights)
         else:
             weights, strange = probabilities, torch.ones_like(none, dtype=torch.bool)

@@ -46,10 +46,14 @@ class RowTable:
         classes: of the skills, in the same order.
         none: of *no expert*, None until it is set.
         shared: scatter of all of them.
+        dtype: what the closed form is solved in; float32 where it only judges rows.
     """
 
-    def __init__(self, d_features: int, shrinkage: float) -> None:
+    def __init__(
+        self, d_features: int, shrinkage: float, dtype: torch.dtype = torch.float64
+    ) -> None:
         self.shrinkage = shrinkage
+        self.dtype = dtype
         self.rows: tuple[Row, ...] = ()
         self.classes: tuple[Class, ...] = ()
         self.none: Class | None = None
@@ -135,7 +139,7 @@ class RowTable:
         """The classes of `fitted` in the closed form's own space; kept until the table changes."""
         if self._whitened is None:
             means = torch.stack([one.mean for one in self.fitted])
-            self._whitened = WhitenedClasses.of(means, self.shared, self.shrinkage)
+            self._whitened = WhitenedClasses.of(means, self.shared, self.shrinkage, self.dtype)
         return self._whitened
 
     def solve(self) -> LinearRows:
@@ -152,7 +156,7 @@ class RowTable:
         return LinearRows(weight, bias, rows.centre, rows.scale)
 
     def without(self, features: Float[Tensor, "out d"], labels: Int[Tensor, " out"]) -> RowTable:
-        """A table from which some rows of each class are taken out.
+        """A table from which some rows of each class are taken out, to judge them by.
 
         Args:
             features: the rows to take out.
@@ -161,7 +165,7 @@ class RowTable:
         Raises:
             RoutingError: a class would have no row left.
         """
-        left = RowTable(self.shared.total.shape[0], self.shrinkage)
+        left = RowTable(self.shared.total.shape[0], self.shrinkage, torch.float32)
         left.rows = self.rows
         left.shared.count, left.shared.classes = self.shared.count, self.shared.classes
         one_for_each = (self.none, *self.classes)
@@ -183,7 +187,8 @@ class RowTable:
         several = out[labels] > 1
         inner = rows[several] - (sums / taken)[place[labels[several]]]
         root = torch.cat([inner, step])
-        left.shared.total = torch.addmm(self.shared.total, root.T, root, alpha=-1)
+        total, root = self.shared.total.to(left.dtype), root.to(left.dtype)
+        left.shared.total = torch.addmm(total, root.T, root, alpha=-1)
         left.shared.count -= len(rows)
         classes = list(one_for_each)
         for index, label in enumerate(touched.tolist()):

@@ -49,7 +49,7 @@ SHARPEST = 10.0
 
 def expert_weights(
     skill_logits: Float[Tensor, "*batch n_skills"],
-    membership: Float[Tensor, "n_skills n_experts"],
+    membership: Float[Tensor, "n_skills n_experts"] | None,
     young: Bool[Tensor, " n_experts"],
     rule: SelectionRule,
 ) -> tuple[Float[Tensor, "*batch n_experts"], Bool[Tensor, "*batch"]]:
@@ -57,21 +57,35 @@ def expert_weights(
 
     Args:
         skill_logits: after the gate's temperature, without the row of *no expert*.
-        membership: 1 where the skill's inputs go to the expert.
+        membership: as of `by_expert`.
         young: True for experts that are not mature.
 
     An input is dense if a young expert holds real mass: then all experts take part with their
     probabilities. Else it is sparse: the best `kept` experts of the sharpened softmax, or, where
     the gate is unsure between them, the best `top_k` of the flattened one.
     """
-    given = skill_logits.softmax(-1) @ membership
+    given = by_expert(skill_logits.softmax(-1), membership)
     dense = ((given > rule.dense_above) & young).any(-1)
-    sure = _keep_best((skill_logits * rule.sharpening).softmax(-1) @ membership, rule.kept)
-    mixed = _keep_best((skill_logits / rule.mix_temperature).softmax(-1) @ membership, rule.top_k)
+    sharp = by_expert((skill_logits * rule.sharpening).softmax(-1), membership)
+    flat = by_expert((skill_logits / rule.mix_temperature).softmax(-1), membership)
+    sure, mixed = _keep_best(sharp, rule.kept), _keep_best(flat, rule.top_k)
     second = given.detach().topk(min(2, given.shape[-1]), -1).values[..., -1]
     unsure = second > rule.unsure_above if given.shape[-1] > 1 else torch.zeros_like(dense)
     weights = torch.where(unsure[..., None], mixed, sure)
     return torch.where(dense[..., None], given, weights), ~dense
+
+
+def by_expert(
+    probabilities: Float[Tensor, "*batch n_skills"],
+    membership: Float[Tensor, "n_skills n_experts"] | None,
+) -> Float[Tensor, "*batch n_experts"]:
+    """The skills' probabilities summed over each expert's.
+
+    Args:
+        membership: 1 where the skill's inputs go to the expert; None where every skill has its own,
+            in the same order, and there is nothing to sum.
+    """
+    return probabilities if membership is None else probabilities @ membership
 
 
 def none_score(logits: Float[Tensor, "*batch n_rows"]) -> Float[Tensor, "*batch"]:

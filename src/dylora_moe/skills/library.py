@@ -16,12 +16,8 @@ from torch import Tensor
 
 from dylora_moe.errors import PoolError, RoutingError
 from dylora_moe.foundation import tensor_bytes
-from dylora_moe.foundation.statistics import (
-    FeatureStatistics,
-    SharedScatter,
-    double,
-    stack_means,
-)
+from dylora_moe.foundation.statistics import FeatureStatistics, double, stack_means
+from dylora_moe.skills.ranking import Ranking
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +78,7 @@ class SkillLibrary:
         capacity: rows stored of each skill. Which rows stay is a function of their content and not
             of their order: those with the smallest hashes.
         dtype: of the stored rows: float32, or float16 for bases whose hidden states fit in it.
-        shrinkage: of the scatter behind `nearest`.
+        shrinkage: of the scatter behind `nearest`, in (0, 1).
     """
 
     def __init__(
@@ -92,9 +88,8 @@ class SkillLibrary:
         self.dtype = dtype
         self.shrinkage = shrinkage
         self._skills: dict[str, Skill] = {}
-        # The sum moves with each skill; the means in its space are found when they are asked for.
-        self._shared: SharedScatter | None = None
-        self._ranking: _Ranking | None = None
+        # Made when it is asked for, and kept until a skill comes, goes or changes.
+        self._ranking: Ranking | None = None
 
     def __len__(self) -> int:
         return len(self._skills)
@@ -164,8 +159,6 @@ class SkillLibrary:
         skill = self[skill_id]
         del self._skills[skill_id]
         self._ranking = None
-        if self._shared is not None:
-            self._shared.subtract(skill.statistics)
         return skill
 
     def put(self, skill: Skill) -> Skill:
@@ -176,16 +169,10 @@ class SkillLibrary:
         """
         old = self._skills.get(skill.skill_id)
         other = next((each for each in self._skills.values() if each is not old), None)
-        if other is None:
-            self._shared = None  # Of the width of what is replaced.
-        else:
+        if other is not None:
             _check_width(other, skill)
         self._skills[skill.skill_id] = skill
         self._ranking = None
-        if self._shared is not None:
-            if old is not None:
-                self._shared.subtract(old.statistics)
-            self._shared.add(skill.statistics)
         return skill
 
     def load(self, body: bytes) -> Skill:
@@ -197,9 +184,9 @@ class SkillLibrary:
     ) -> tuple[tuple[str, float], ...]:
         """The skills whose means are nearest to the rows' mean, with the distance, nearest first.
 
-        Mahalanobis distance under the skills' pooled within-class scatter (shrunk), divided by the
-        square root of the width. Good for ranking; whether data is new it cannot say, since its
-        size mostly measures the length of the texts.
+        Mahalanobis distance under the skills' within-class scatter (of a sample of the stored rows,
+        shrunk), divided by the square root of the width. Good for ranking; whether data is new it
+        cannot say, since its size mostly measures the length of the texts.
         """
         if not self._skills:
             return ()
@@ -209,13 +196,14 @@ class SkillLibrary:
         ranked = sorted(zip(distances, self._skills, strict=True))
         return tuple((skill_id, distance) for distance, skill_id in ranked[:k])
 
-    def _rank(self) -> _Ranking:
-        statistics = [skill.statistics for skill in self.skills]
-        if self._shared is None:
-            self._shared = SharedScatter.of(statistics, statistics[0].d_features)
-        std = self._shared.std()
-        factor = torch.linalg.cholesky(self._shared.correlation(self.shrinkage))
-        return _Ranking(std, factor, _whitened(factor, stack_means(statistics) / std))
+    def _rank(self) -> Ranking:
+        return Ranking.of(
+            stack_means([skill.statistics for skill in self.skills]),
+            # In the order of their keys' hashes, so that the first ones are a sample.
+            [skill.features for skill in self.skills],
+            [skill.statistics.count for skill in self.skills],
+            self.shrinkage,
+        )
 
     def _skill(
         self, skill_id: str, expert_id: str, features: Tensor, keys: Sequence[str] | None
@@ -251,22 +239,3 @@ def _check_width(ours: Skill, theirs: Skill) -> None:
             f"skill {theirs.skill_id} has {widths[1]} features and the library's others have "
             f"{widths[0]}; they were taken with another base or other feature blocks"
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _Ranking:
-    """The skills' means where their pooled within-class correlation is the identity."""
-
-    std: Float[Tensor, " d"]
-    factor: Float[Tensor, "d d"]
-    means: Float[Tensor, "n d"]
-
-    def distances(self, centre: Float[Tensor, " d"]) -> Float[Tensor, " n"]:
-        """From each mean to the point, divided by the square root of the width."""
-        point = _whitened(self.factor, (centre / self.std)[None])
-        return (self.means - point).square().mean(1).sqrt()
-
-
-def _whitened(factor: Float[Tensor, "d d"], rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    solved: Tensor = torch.linalg.solve_triangular(factor, rows.T, upper=False)
-    return solved.T

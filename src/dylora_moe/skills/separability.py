@@ -14,11 +14,11 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dylora_moe.errors import DataError
-from dylora_moe.foundation.statistics import double
+from dylora_moe.foundation.gram import gram
 from dylora_moe.records import Interval
 
 _Z = 1.959963984540054
@@ -50,7 +50,7 @@ def separability(
         seed: of the folds, and of the choice of rows.
         folds: stratified; fewer where a side is smaller.
         repeats: of the whole cross-validation with other folds; the AUC is their mean.
-        shrinkage: of the within-class scatter after standardisation, in (0, 1].
+        shrinkage: of the within-class scatter after standardisation, in (0, 1).
         per_side: more rows than this are sampled down, to bound the time.
 
     Raises:
@@ -62,18 +62,18 @@ def separability(
             "test needs two rows or more on each side and the same width"
         )
     generator = torch.Generator().manual_seed(seed)
-    sides = [_sample(double(rows), per_side, generator) for rows in (old, new)]
+    sides = [_sample(rows.detach().cpu().float(), per_side, generator) for rows in (old, new)]
     rows = torch.cat(sides)
     labels = torch.cat([torch.full((len(side),), i) for i, side in enumerate(sides)])
     folds = min(folds, *(len(side) for side in sides))
-    centred = FoldScores(rows, labels)
+    # Of the rows a fold trains on, which is the same for all of them but for one or two.
+    freedom = max(1.0, len(rows) * (1 - 1 / folds) - 2)
+    left_out = FoldScores(rows, labels, shrinkage / (1 - shrinkage) * freedom)
     values = []
     for _ in range(repeats):
         fold = torch.cat([_folds(len(side), folds, generator) for side in sides])
-        scores = torch.empty(len(rows), dtype=torch.float64)
-        for index in range(folds):
-            test = fold == index
-            scores[test] = centred.scores(test, shrinkage)
+        # In units of the squared distance; what differs by rounding alone is a tie.
+        scores = (left_out.scores(fold) * freedom * 1e9).round()
         values.append(auc(scores[labels == 1], scores[labels == 0]))
     return auc_interval(sum(values) / len(values), len(sides[1]), len(sides[0]), _TRAINING)
 
@@ -112,64 +112,60 @@ def auc_interval(value: float, n: int, m: int, widening: float = 1.0) -> Interva
 
 
 class FoldScores:
-    """LDA scores of rows that were left out, in the dual form: the system is as large as the rows
-    are many.
+    """LDA scores of rows that were left out, all of them from one Gram matrix and one inverse.
 
-    With X the centred, standardised training rows, the direction is `R^-1 delta` with
-    `R = a X^T X + s I` and `a = (1 - s) / (n - 2)`, which by Woodbury's identity is
-    `(delta - X^T (s/a I + X X^T)^-1 X delta) / s`. What is the same in every fold is done once:
-    each side is centred on its own mean, so that a fold's means and variances follow from sums
-    without losing digits, and its Gram matrix is centred by itself instead of its rows.
+    Rows are standardised over both sides together, before anything knows which side they are of:
+    so the rows that judge a classifier have no part in it, and two sides of one source get 0.5.
+    (Standardised by the spread within the sides, over all rows at once, they would get 0.54 at 16
+    rows a side.) After that everything is as large as the rows are many.
+
+    With X the standardised rows and `A = (X X^T + r I)^-1`, leaving out a fold T needs no new
+    inverse: that of the others is `A_II - A_IT A_TT^-1 A_TI`. With S the scatter about the means of
+    the sides, the direction is `(S + r I)^-1 (m_1 - m_0)`. S is X^T X less rank two, so by
+    Woodbury's identity the rows of T get `-N E^-1 c / r`, and the midpoint of the means
+    `sum((E^-1 c - r c) / sqrt(n)) / 2r`, where V holds the sides' unit indicators over the rest,
+    `c = (-1 / sqrt(n_0), 1 / sqrt(n_1))`, `N = A_TT^-1 (A V)_T` and `E = V^T A V - (A V)_T^T N`.
+
+    Args:
+        rows: both sides.
+        labels: 0 or 1 for each.
+        ridge: r; `s / (1 - s)` times the degrees of freedom for a shrinkage of s.
     """
 
-    def __init__(self, rows: Float[Tensor, "n d"], labels: Int[Tensor, " n"]) -> None:
-        self.sides = torch.nn.functional.one_hot(labels, 2).T.double()
-        self.centres = self.sides @ rows / self.sides.sum(1, keepdim=True)
-        self.labels = labels
-        self.rows = rows - self.centres[labels]
-        self.squares = self.rows.square()
+    def __init__(self, rows: Float[Tensor, "n d"], labels: Int[Tensor, " n"], ridge: float) -> None:
+        self.ridge = ridge
+        self.sides = torch.nn.functional.one_hot(labels, 2).double()
+        # float32 keeps the digits, since what is left is of the size of one: the sum of d products
+        # errs by some 1e-3, and the ridge is in the tens.
+        system = gram(_standardised(rows)).double()
+        system.diagonal().add_(ridge)
+        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(system))
 
-    def scores(self, test: Bool[Tensor, " n"], shrinkage: float) -> Float[Tensor, " t"]:
-        """Scores of the rows where `test` is true, of a classifier trained on the others."""
-        inside = (~test).nonzero()[:, 0]
-        share = self.sides[:, inside]
-        counts = share.sum(1, keepdim=True)
-        share = share / counts
-        train = self.rows[inside]
-        shift = share @ train
-        freedom = max(1, len(inside) - 2)
-        sums = (~test).double() @ self.squares
-        variance = (sums - (counts * shift.square()).sum(0)) / freedom
-        std = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
-        train /= std
-        shift, centres = shift / std, self.centres / std
-        means = shift + centres
-        delta = means[1] - means[0]
-        points = self.rows[test] / std + (centres[self.labels[test]] - means.mean(0))
-        if shrinkage >= 1:
-            return points @ delta
-        gram = _gram(train)
-        # (I - P) G (I - P) with P the projection on each side's mean.
-        labels = self.labels[inside]
-        gram -= (share @ gram)[labels]
-        gram -= (gram @ share.T)[:, labels]
-        gram.diagonal().add_(shrinkage * freedom / (1 - shrinkage))
-        along = train @ delta - (shift @ delta)[labels]
-        solved = torch.cholesky_solve(along[:, None], torch.linalg.cholesky(gram))[:, 0]
-        pulled = solved @ train - (share * counts @ solved) @ shift
-        return points @ (delta - pulled) / shrinkage
+    def scores(self, fold: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The score of each row by a classifier trained on the rows of the other folds.
+
+        A fold may leave no side without rows.
+        """
+        found = torch.empty(len(fold), dtype=torch.float64)
+        for index in range(int(fold.max()) + 1):
+            inside, test = (fold != index).double(), (fold == index).nonzero()[:, 0]
+            shares = self.sides * inside[:, None]
+            roots = shares.sum(0).sqrt()
+            shares = shares / roots
+            pulled = self.inverse @ shares
+            factor = torch.linalg.cholesky(self.inverse[test][:, test])
+            left = torch.cholesky_solve(pulled[test], factor)
+            apart = torch.stack([-1 / roots[0], 1 / roots[1]])
+            along = torch.linalg.solve(shares.T @ pulled - pulled[test].T @ left, apart)
+            middle = ((along - self.ridge * apart) / roots).sum() / 2
+            found[test] = -(left @ along + middle) / self.ridge
+        return found
 
 
-def _gram(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n n"]:
-    """`rows @ rows.T`, the block below the diagonal computed once."""
-    half = len(rows) // 2
-    upper, lower = rows[:half], rows[half:]
-    gram = rows.new_empty(len(rows), len(rows))
-    torch.mm(upper, upper.T, out=gram[:half, :half])
-    torch.mm(lower, lower.T, out=gram[half:, half:])
-    torch.mm(lower, upper.T, out=gram[half:, :half])
-    gram[:half, half:] = gram[half:, :half].T
-    return gram
+def _standardised(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    centred = (rows - rows.mean(0)).float()
+    std = centred.square().mean(0).sqrt()
+    return centred.div_(torch.where(std > 0, std, torch.ones_like(std)))
 
 
 def _sample(rows: Tensor, limit: int, generator: torch.Generator) -> Tensor:

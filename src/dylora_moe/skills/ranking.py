@@ -1,0 +1,99 @@
+"""Which skills are nearest to a point: Mahalanobis distances from a sample of the skills' rows.
+
+Knows means and rows; knows no library and no test. It chooses whom the test looks at, so the order
+counts and not the last digit: 512 rows, as many of each skill, stand for the scatter of all, and
+the system to be factored is as large as they are many, however wide the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dylora_moe.foundation.gram import gram
+from dylora_moe.foundation.statistics import double
+
+MOST_ROWS = 512
+"""Rows that stand for the scatter. On features of SmolLM2-135M, among 8 and among 118 skills, the
+skill of the lowest separability was among the first three as often as with the scatter of all."""
+
+
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """The skills' means under the scatter within skills, shrunk towards the identity.
+
+    With X the sampled rows about their skill's mean, standardised, and shrinkage s, the correlation
+    is `R = s I + (1 - s) / n X^T X`, and by Woodbury's identity
+    `z^T R^-1 z = (|z|^2 - |L^-1 X z|^2) / s` where `L L^T = X X^T + s n / (1 - s) I`.
+
+    Attributes:
+        centre, std: what the means and every point are standardised by; float64.
+        rows: X, float32.
+        factor: L.
+        means: of the skills, standardised.
+        pulled: `L^-1 X z` of each mean.
+        shrinkage: s.
+    """
+
+    centre: Float[Tensor, " d"]
+    std: Float[Tensor, " d"]
+    rows: Float[Tensor, "n d"]
+    factor: Float[Tensor, "n n"]
+    means: Float[Tensor, "k d"]
+    pulled: Float[Tensor, "k n"]
+    shrinkage: float
+
+    @classmethod
+    def of(
+        cls,
+        means: Float[Tensor, "k d"],
+        rows: Sequence[Float[Tensor, "_ d"]],
+        counts: Sequence[int],
+        shrinkage: float,
+        most: int = MOST_ROWS,
+    ) -> Ranking:
+        """Means of the skills, the rows stored of each, and of how many rows each mean is.
+
+        The first stored rows of a skill are taken, so they should be in no order that means
+        anything.
+        """
+        limit, every = _limit([len(part) for part in rows], most), -(-len(rows) // most)
+        sampled = [
+            # The mean is of these rows too, and so nearer to them than to others.
+            (double(part[:limit]) - mean) * (count / (count - 1)) ** 0.5
+            for mean, part, count in list(zip(means, rows, counts, strict=True))[::every]
+            if count > 1
+        ]
+        inner = torch.cat([*sampled, means[:0]])
+        variance = inner.square().sum(0) / max(1, len(inner))
+        std = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
+        centre = means.mean(0)
+        near, points = (inner / std).float(), ((means - centre) / std).float()
+        system = gram(near)
+        system.diagonal().add_(shrinkage * max(1, len(near)) / (1 - shrinkage))
+        factor = torch.linalg.cholesky(system)
+        pulled = torch.linalg.solve_triangular(factor, near @ points.T, upper=False).T
+        return cls(centre, std, near, factor, points, pulled, shrinkage)
+
+    def distances(self, point: Float[Tensor, " d"]) -> Float[Tensor, " k"]:
+        """From each mean to the point, divided by the square root of the width."""
+        at = ((point - self.centre) / self.std).float()
+        pulled = torch.linalg.solve_triangular(self.factor, (self.rows @ at)[:, None], upper=False)
+        explained = (self.pulled - pulled[:, 0]).square().sum(1)
+        squares: Tensor = ((self.means - at).square().sum(1) - explained).clamp_min(0)
+        return (squares / (self.shrinkage * len(at))).sqrt()
+
+
+def _limit(sizes: Sequence[int], most: int) -> int:
+    """Rows of each part, so that all of them together are `most` or fewer; one at least."""
+    left = most
+    for taken, size in enumerate(sorted(sizes)):
+        share = max(1, left // (len(sizes) - taken))
+        if size > share:
+            return share
+        left -= size
+    return max(sizes, default=1)
