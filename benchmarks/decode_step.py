@@ -22,7 +22,7 @@ from dylora_moe.foundation.base import Base
 from dylora_moe.routing.routing import Routing
 
 EXPERTS = 8
-KINDS = ("all-linear", "attention")
+KINDS = workload.KINDS
 BATCHES = (1, 8)
 XLORA_STEPS = 3
 """X-LoRA reads everything again for every token; its steps hardly differ."""
@@ -136,15 +136,9 @@ def _measure(options: Options, base: Base, made: Callable[[Tensor], Generate]) -
     return found | {"peak_memory": workload.peak_memory(options)}
 
 
-def _arms() -> dict[str, Callable[[Options], Mapping[str, Any]]]:
-    found: dict[str, Callable[[Options], Mapping[str, Any]]] = {}
-    for targets in KINDS:
-        found |= {
-            f"8 experts dense, {targets}": lambda o, t=targets: run_ours(o, t),
-            f"PEFT LoRA, {targets}": lambda o, t=targets: run_peft(o, t),
-            f"X-LoRA, {targets}": lambda o, t=targets: run_xlora(o, t),
-        }
-    return found
+ARMS = workload.by_targets(
+    {"8 experts dense": run_ours, "PEFT LoRA": run_peft, "X-LoRA": run_xlora}
+)
 
 
 if __name__ == "__main__":
@@ -158,7 +152,7 @@ if __name__ == "__main__":
             "all blocks, in fp32 as PEFT makes it; both with a KV cache of 257 to 288 tokens. "
             "X-LoRA over 8 adapters on all blocks has no cache: its step is two passes over all of "
             "257 to 259 tokens, batch 1",
-            arms=_arms(),
+            arms=ARMS,
             rows=rows,
             checks=checks,
             metric=("seconds", "s a step, batch 1"),

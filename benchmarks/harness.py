@@ -22,7 +22,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Options:
         dtype: compute dtype of the base.
         warmup, repeats: steps that are not counted, and those that are.
         data: folder with `<skill>/{train,test}.jsonl`, for benchmarks that learn.
+        rows: of the skill that is learned; None where none is.
     """
 
     toy: bool = False
@@ -53,6 +54,7 @@ class Options:
     warmup: int = 2
     repeats: int = 8
     data: str | None = None
+    rows: int | None = None
 
 
 Arm = Callable[[Options], Mapping[str, Any]]
@@ -65,7 +67,8 @@ class Benchmark:
     Attributes:
         name: of its files under `results/`.
         title: what it measures, for the figure and the table.
-        compared: what exactly is compared: blocks, targets, rank, padding, trained positions.
+        compared: what exactly is compared: blocks, targets, rank, padding, trained positions;
+            `{rows}` in it is the option.
         arms: by name; each returns its metrics, `seconds` (one per repeat) among them.
         rows: the scoreboard's rows from what the arms measured.
         checks: compares results with a reference; run once, in a process of its own.
@@ -73,6 +76,7 @@ class Benchmark:
         rounds: how often the arms take turns.
         peers: distributions that the arms need beside the project's own.
         devices: where it can run.
+        defaults: of its options; without `rows` it does not take them.
         theirs: the arms that this project is compared with.
         uses_data: whether the arms read `Options.data`.
     """
@@ -228,6 +232,8 @@ def _parser(benchmark: Benchmark) -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=defaults.repeats)
     if benchmark.uses_data:
         parser.add_argument("--data", default=None, help="folder of skills to learn")
+    if defaults.rows is not None:
+        parser.add_argument("--rows", type=int, default=defaults.rows, help="rows to learn")
     parser.add_argument("--only", choices=list(benchmark.arms), help="one arm, nothing written")
     parser.add_argument("--out", default=None, help="folder of the result instead of results/")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
@@ -241,21 +247,16 @@ def _options(benchmark: Benchmark, arguments: argparse.Namespace) -> Options:
         import torch
 
         device = "cuda" if torch.cuda.is_available() and "cuda" in benchmark.devices else "cpu"
-    return Options(
-        toy=arguments.toy,
-        device=device,
-        dtype=arguments.dtype,
-        warmup=arguments.warmup,
-        repeats=arguments.repeats,
-        data=arguments.data if benchmark.uses_data else None,
-    )
+    known = {one.name for one in fields(Options)}
+    given = {name: value for name, value in vars(arguments).items() if name in known}
+    return Options(**given | {"device": device})
 
 
 def _as_arguments(options: Options) -> list[str]:
-    found = ["--device", options.device, "--dtype", options.dtype]
-    found += ["--warmup", str(options.warmup), "--repeats", str(options.repeats)]
-    found += ["--toy"] if options.toy else []
-    return found + (["--data", options.data] if options.data else [])
+    found = ["--toy"] if options.toy else []
+    for name, value in asdict(options).items():
+        found += [f"--{name}", str(value)] if name != "toy" and value is not None else []
+    return found
 
 
 def _result(
@@ -268,13 +269,13 @@ def _result(
     return {
         "benchmark": benchmark.name,
         "title": benchmark.title,
-        "compared": benchmark.compared,
+        "compared": benchmark.compared.format(rows=options.rows),
         "command": _command(benchmark, options, len(runs)),
         "date": time.strftime("%Y-%m-%d"),
         "device": options.device,
         "machine": machine(options.device),
         "versions": versions(),
-        "settings": {k: v for k, v in asdict(options).items() if k != "data"},
+        "settings": {k: v for k, v in asdict(options).items() if k != "data" and v is not None},
         "metric": list(benchmark.metric),
         "theirs": list(benchmark.theirs),
         "rows": [asdict(one) for one in rows],
@@ -285,15 +286,10 @@ def _result(
 
 def _command(benchmark: Benchmark, options: Options, rounds: int) -> str:
     """What makes the result again: every option that is not the default."""
-    usual = benchmark.defaults
+    usual = asdict(benchmark.defaults) | {"rounds": 1 if options.toy else benchmark.rounds}
     parts = [f"python benchmarks/{benchmark.name}.py{' --toy' if options.toy else ''}"]
-    for name, value, default in (
-        ("device", options.device, "cpu"),
-        ("dtype", options.dtype, usual.dtype),
-        ("rounds", rounds, 1 if options.toy else benchmark.rounds),
-        ("warmup", options.warmup, usual.warmup),
-        ("repeats", options.repeats, usual.repeats),
-    ):
-        parts += [f"--{name} {value}"] if value != default else []
+    for name, value in (asdict(options) | {"rounds": rounds}).items():
+        if name not in ("toy", "data") and value != usual[name]:
+            parts.append(f"--{name} {value}")
     parts += ["--data path/to/skills"] if options.data else []
     return " ".join(parts)

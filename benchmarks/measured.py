@@ -73,28 +73,18 @@ class Samples:
         measure: str,
         *,
         metric: str = "seconds",
-        must: float | None = None,
-        aim: float | None = None,
-        direction: Direction = "at most",
-        note: str = "",
+        **goals: Any,
     ) -> Row:
-        """A row: ours over theirs, taken round by round, since a round's arms ran side by side."""
-        pairs = zip(self.values(ours, metric), self.values(theirs, metric), strict=True)
-        return row([a / b for a, b in pairs], measure, must, aim, direction, note)
+        """A row: ours over theirs, taken round by round, since a round's arms ran side by side.
 
-    def row(
-        self,
-        arm: str,
-        measure: str,
-        *,
-        metric: str = "seconds",
-        must: float | None = None,
-        aim: float | None = None,
-        direction: Direction = "at most",
-        note: str = "",
-    ) -> Row:
-        """A row of one arm's metric as it is."""
-        return row(self.values(arm, metric), measure, must, aim, direction, note)
+        `goals` are `row`'s: must, aim, direction, note.
+        """
+        pairs = zip(self.values(ours, metric), self.values(theirs, metric), strict=True)
+        return row([a / b for a, b in pairs], measure, **goals)
+
+    def row(self, arm: str, measure: str, *, metric: str = "seconds", **goals: Any) -> Row:
+        """A row of one arm's metric as it is; `goals` are `row`'s."""
+        return row(self.values(arm, metric), measure, **goals)
 
 
 def row(

@@ -20,7 +20,7 @@ from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.model.generation import generate
 
 ROWS = 8
-KINDS = ("all-linear", "attention")
+KINDS = workload.KINDS
 NAMES = workload.names(ROWS)
 
 
@@ -134,15 +134,9 @@ def _measure(options: Options, generation: decoding.Generate) -> Mapping[str, An
     }
 
 
-def _arms() -> dict[str, Callable[[Options], Mapping[str, Any]]]:
-    found: dict[str, Callable[[Options], Mapping[str, Any]]] = {}
-    for targets in KINDS:
-        found |= {
-            f"8 experts, {targets}": lambda o, t=targets: run_ours(o, t),
-            f"PEFT LoRA, {targets}": lambda o, t=targets: run_peft(o, t),
-            f"adapter_names, {targets}": lambda o, t=targets: run_names(o, t),
-        }
-    return found
+ARMS = workload.by_targets(
+    {"8 experts": run_ours, "PEFT LoRA": run_peft, "adapter_names": run_names}
+)
 
 
 if __name__ == "__main__":
@@ -155,7 +149,7 @@ if __name__ == "__main__":
             "ours: each row routed by its prompt to one of 8 experts on the blocks above the tap "
             "(8 to 29 of 30); PEFT: one unmerged LoRA for all rows, and 8 of them with one named "
             "for each row by adapter_names, on all blocks, in fp32 as PEFT makes them",
-            arms=_arms(),
+            arms=ARMS,
             rows=rows,
             checks=checks,
             metric=("seconds", "s a step, batch 8"),

@@ -11,6 +11,7 @@ No goals, nothing written; what they decided stands in docs/lab-log.md.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +52,11 @@ def milliseconds(run: Callable[[], Any], repeats: int = 15) -> float:
 
 def attention(options: Options) -> Table:
     """Forward and backward of torch's fused attention and of plain products."""
-    table = _table("attention, 9 heads in 3 groups, ms", "rows x tokens", "torch", "", "ours", "")
+    table = _table(
+        "attention, 9 heads in 3 groups, forward and backward, ms",
+        "rows x tokens",
+        *(f"{whose} {way}" for whose in ("torch", "ours") for way in ("fwd", "bwd")),
+    )
     for rows, tokens in ((8, 16), (8, 32)) if options.toy else ((8, 32), (8, 72), (4, 256)):
         table.add_row(f"{rows} x {tokens}", *_attention(rows, tokens))
     return table
@@ -86,7 +91,7 @@ def head(options: Options) -> Table:
         lambda: functional.linear_cross_entropy(
             x, layer.weight, targets, reduction="none", options=fused
         ),
-        lambda: answer_losses_of(x, layer, targets),
+        lambda: answer_losses_of(x, layer, targets).losses,
     )
     found = [milliseconds(lambda f=form: f().sum().backward(), 5) for form in forms]
     table.add_row(*(f"{one:.0f}" for one in found))
@@ -199,6 +204,7 @@ def update(options: Options) -> Table:
     taken = sum(
         min(milliseconds(lambda b=batch: step(b), 1) for _ in range(3)) for batch in batches
     )
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # It tells of its start and end otherwise.
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         for batch in batches:
             step(batch)
@@ -228,10 +234,18 @@ PARTS: Mapping[str, Callable[[Options], Table]] = {
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title)
     for column in columns:
         table.add_column(column, justify="right")
     return table
+
+
+def say(table: Table) -> None:
+    """Prints a table below its title, which may be wider than it."""
+    console = Console()
+    console.print(f"\n{table.title}", soft_wrap=True)
+    table.title = None
+    console.print(table)
 
 
 if __name__ == "__main__":
@@ -247,4 +261,4 @@ if __name__ == "__main__":
         parser.error(f"no part {unknown[0]!r}; there are: {', '.join(PARTS)}")
     given = Options(toy=arguments.toy, data=arguments.data)
     for name in arguments.parts or PARTS:
-        Console().print(PARTS[name](given))
+        say(PARTS[name](given))

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 import workload
@@ -158,7 +159,7 @@ def sft(
     """
     from datasets import Dataset
     from peft import LoraConfig
-    from trl import SFTConfig, SFTTrainer
+    from trl import SFTTrainer
 
     data = Dataset.from_dict(
         {
@@ -166,7 +167,31 @@ def sft(
             "completion_mask": [[int(trained) for trained in row.trained] for row in rows],
         }
     )
-    config = SFTConfig(
+    lora = LoraConfig(
+        r=workload.RANK,
+        lora_alpha=workload.ALPHA,
+        target_modules=workload.TARGETS["all-linear"],
+        layers_to_transform=list(blocks) if blocks is not None else None,
+        task_type="CAUSAL_LM",
+    )
+    base.model.config.use_cache = False
+    trainer = SFTTrainer(
+        model=base.model,
+        args=_sft_config(base, folder, epochs, packing, seed),
+        train_dataset=data,
+        processing_class=base.tokenizer,
+        peft_config=lora,
+    )
+    with quiet():
+        done = trainer.train()
+    return trainer.model, float(done.metrics["train_runtime"])
+
+
+def _sft_config(base: Base, folder: Path, epochs: float, packing: bool, seed: int) -> Any:
+    """TRL's settings: our own training's steps, rate and schedule."""
+    from trl import SFTConfig
+
+    return SFTConfig(
         output_dir=str(folder),
         num_train_epochs=epochs,
         per_device_train_batch_size=1 if packing else 8,
@@ -186,21 +211,3 @@ def sft(
         disable_tqdm=True,
         seed=seed,
     )
-    lora = LoraConfig(
-        r=workload.RANK,
-        lora_alpha=workload.ALPHA,
-        target_modules=workload.TARGETS["all-linear"],
-        layers_to_transform=list(blocks) if blocks is not None else None,
-        task_type="CAUSAL_LM",
-    )
-    base.model.config.use_cache = False
-    trainer = SFTTrainer(
-        model=base.model,
-        args=config,
-        train_dataset=data,
-        processing_class=base.tokenizer,
-        peft_config=lora,
-    )
-    with quiet():
-        done = trainer.train()
-    return trainer.model, float(done.metrics["train_runtime"])

@@ -29,6 +29,8 @@ from dylora_moe.text.template import Encoded, PromptFormat, encode_all
 
 FORMAT = PromptFormat("plain", None)
 NEW, OLDER = "wikisql", ("snips", "scan")
+ROWS = 192
+"""Rows of the new skill where nobody says how many."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,8 @@ class Sides:
 
 
 def task(options: Options) -> Task:
-    """192 rows of a new skill beside two older ones; 200 to test it on."""
-    few, many, test = (24, 32, 8) if options.toy else (64, 192, 200)
+    """Rows of a new skill (`Options.rows`) beside two older ones; 200 to test it on."""
+    few, many, test = (24, 32, 8) if options.toy else (64, options.rows or ROWS, 200)
     if options.data is None:
         *older, new = list(SKILLS)[:3]
         rows = generate(new, many + test)
@@ -101,7 +103,10 @@ def encoded(options: Options, base: Base) -> Sides:
 
 
 def _read(path: Path, count: int) -> tuple[Example, ...]:
-    return tuple(read_examples(path))[:count]
+    found = tuple(read_examples(path))[:count]
+    if len(found) < count:
+        raise SystemExit(f"{path} has {len(found)} rows and {count} are needed; take fewer --rows")
+    return found
 
 
 @contextmanager

@@ -6,6 +6,7 @@ python benchmarks/training_step.py
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import peers
@@ -20,7 +21,7 @@ from dylora_moe.foundation.trunk import trunk_states
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 
 EXPERTS = 8
-KINDS = ("all-linear", "attention")
+KINDS = workload.KINDS
 
 
 def run_peft(options: Options, targets: str) -> Mapping[str, Any]:
@@ -189,16 +190,14 @@ def _measure(options: Options, model: nn.Module, loss: Callable[[], Tensor]) -> 
     return {"seconds": seconds, "peak_memory": workload.peak_memory(options)}
 
 
-def _arms() -> dict[str, Callable[[Options], Mapping[str, Any]]]:
-    found: dict[str, Callable[[Options], Mapping[str, Any]]] = {}
-    for targets in KINDS:
-        found |= {
-            f"routed, {targets}": lambda o, t=targets: run_ours(o, t, cached=False),
-            f"routed, trunk cache, {targets}": lambda o, t=targets: run_ours(o, t, cached=True),
-            f"PEFT LoRA, {targets}": lambda o, t=targets: run_peft(o, t),
-            f"X-LoRA, {targets}": lambda o, t=targets: run_xlora(o, t),
-        }
-    return found
+ARMS = workload.by_targets(
+    {
+        "routed": partial(run_ours, cached=False),
+        "routed, trunk cache": partial(run_ours, cached=True),
+        "PEFT LoRA": run_peft,
+        "X-LoRA": run_xlora,
+    }
+)
 
 
 if __name__ == "__main__":
@@ -212,7 +211,7 @@ if __name__ == "__main__":
             "off on every side; PEFT keeps its adapters and their products in fp32, as it makes "
             "them, ours compute in the base's bf16 over fp32 masters; X-LoRA is in bf16, without "
             "which its gate would not run",
-            arms=_arms(),
+            arms=ARMS,
             rows=rows,
             checks=checks,
             rounds=3,

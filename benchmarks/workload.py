@@ -9,14 +9,14 @@ from __future__ import annotations
 import copy
 import os
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from harness import Options
+from harness import Arm, Options
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -43,6 +43,17 @@ TARGETS = {
     # By name: PEFT's own "all-linear" cannot be kept to some of the blocks.
     "all-linear": [*_ATTENTION, "gate_proj", "up_proj", "down_proj"],
 }
+KINDS = ("all-linear", "attention")
+"""The targets, in the order of the figures."""
+
+
+def by_targets(arms: Mapping[str, Callable[[Options, str], Mapping[str, Any]]]) -> dict[str, Arm]:
+    """An arm for each of `KINDS`, under its name and theirs, of each that takes the targets."""
+    return {
+        f"{name}, {targets}": lambda options, run=run, targets=targets: run(options, targets)
+        for targets in KINDS
+        for name, run in arms.items()
+    }
 
 
 def batch_shape(options: Options) -> tuple[int, int]:

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from dylora_moe.build.pool import Pool
-from dylora_moe.config import LearnSettings, parse
+from dylora_moe.config import LearnSettings
 from dylora_moe.lifecycle.results import LearnResult
+from dylora_moe.parsing import parse
 from dylora_moe.records import Arrival, Example, Verdict, pair
 from tests.models import tiny, tiny_tokenizer
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from dylora_moe import config
+from dylora_moe import config, parsing
 from dylora_moe.errors import ConfigError
 
 
@@ -84,7 +84,7 @@ def test_one_number_of_a_phase_keeps_the_phase_s_other_defaults() -> None:
 
 def test_override_leaves_what_it_was_given() -> None:
     given = {"expert": {"rank": 8}}
-    config.override(given, ["expert.rank=4"])
+    parsing.override(given, ["expert.rank=4"])
     assert given == {"expert": {"rank": 8}}
 
 

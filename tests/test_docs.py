@@ -14,7 +14,7 @@ import yaml
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from dylora_moe import config
+from dylora_moe import config, parsing
 from dylora_moe.cli.main import app
 from dylora_moe.scoring.checks import CHECKS
 from dylora_moe.text.formats import FORMATS
@@ -210,7 +210,7 @@ def test_every_stream_shown_is_valid() -> None:
     shown = [yaml.safe_load(f.body) for page in docs.PAGES for f in docs.fences(page, "yaml")]
     assert shown
     for values in shown:
-        config.parse(config.StreamSettings, values, "shown")
+        parsing.parse(config.StreamSettings, values, "shown")
 
 
 def test_every_format_and_check_is_documented() -> None:

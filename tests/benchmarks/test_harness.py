@@ -85,6 +85,32 @@ def test_data_is_taken_and_named_only_where_rows_are_learned(tmp_path: Path) -> 
     assert "some/where" not in json.dumps(found)
 
 
+def test_rows_are_taken_and_named_only_where_a_skill_is_learned(tmp_path: Path) -> None:
+    out = ["--out", str(tmp_path)]
+    assert exit_code(bench(), "--rows", "64", *out) == 2
+    learning = replace(bench(), compared="{rows} rows", defaults=Options(rows=192))
+    for given, words, said in (([], "192 rows", ""), (["--rows", "64"], "64 rows", " --rows 64")):
+        assert exit_code(learning, *given, *out) == 0
+        found = json.loads((tmp_path / "made_up.json").read_text("utf-8"))
+        assert found["command"] == f"python benchmarks/made_up.py --toy{said}"
+        assert found["compared"] == words
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        Options(),
+        Options(toy=True, device="cuda", dtype="fp32", warmup=1, repeats=3),
+        Options(data="some/where", rows=64),
+    ],
+)
+def test_the_process_of_an_arm_gets_the_options_of_its_benchmark(options: Options) -> None:
+    learning = replace(bench(), uses_data=True, defaults=Options(rows=192))
+    one = learning if options.rows is not None else bench()
+    told = harness._parser(one).parse_args(harness._as_arguments(options))
+    assert harness._options(one, told) == options
+
+
 def test_all_benchmarks_hand_data_to_those_that_take_it() -> None:
     given = ["--rounds", "2", "--data", "there"]
     scripts = {path.stem: path for path in run_all.scripts()}

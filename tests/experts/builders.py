@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,3 +45,19 @@ def logits(manager: ExpertManager, gates: Gates | None, tokens: Tensor | None = 
     model: PreTrainedModel = manager.model
     with torch.no_grad(), manager.slot.bound(gates):
         return model(ids() if tokens is None else tokens, use_cache=False).logits
+
+
+def stored(tmp_path: Path, count: int = 3, family: str = "llama") -> tuple[ExpertManager, Path]:
+    """A manager with no experts yet, and folders `0`, `1`, ... of saved ones."""
+    source = with_experts(family, ranks=tuple(4 + i % 2 for i in range(count)))
+    for i in range(count):
+        source.save(f"expert_{i}", tmp_path / str(i))
+    return manager_of(family), tmp_path
+
+
+def registered(tmp_path: Path, count: int = 3, family: str = "llama") -> ExpertManager:
+    """The same with those experts registered, and none of them read yet."""
+    manager, folder = stored(tmp_path, count, family)
+    for i in range(count):
+        manager.register(f"expert_{i}", manager.stored(folder / str(i)))
+    return manager

@@ -36,6 +36,14 @@ def test_columns_must_fit_the_experts_and_be_named_once() -> None:
         Gates(("a", "a"), torch.ones(1, 2))
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_experts_that_do_not_count_hide_no_mistake(weight: float) -> None:
+    with pytest.raises(RoutingError, match="3 columns"):
+        Gates.chosen(("a", "b"), torch.tensor([[weight, 0.0, 0.0]]))
+    with pytest.raises(RoutingError, match="twice"):
+        Gates.chosen(("a", "b", "b"), torch.tensor([[weight, 0.0, 0.0]]))
+
+
 def test_packed_rows_spread_their_weights_over_their_tokens() -> None:
     gates = Gates(("a",), torch.tensor([[0.25], [0.75]]))
     spread = gates.per_token(torch.tensor([[0, 0, 1]]))

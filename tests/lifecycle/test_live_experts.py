@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from dylora_moe.build.pool import Pool
 from dylora_moe.errors import ArtifactError, ConfigError
+from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.records import Example
+from dylora_moe.training.rows import Rows
 from tests.pools import PROMPTS, answers, fingerprint, states
 
 
@@ -21,6 +26,32 @@ def test_opening_reads_no_weights_and_the_first_answer_only_those_it_needs(taugh
         assert {experts.tier(name) for name in experts.names} == {"disk"}
         pool.generate("123456", expert="digits", max_new_tokens=1)
         assert experts.resident == (pool.live.version("digits").expert_id,)
+
+
+def test_validation_rows_are_encoded_when_they_are_first_scored_and_once(
+    taught: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {skill: live.rows for skill, live in taught.live.skills.items()}
+    taught.close()
+    calls: list[int] = []
+    encode = LivePool.encode
+
+    def counted(self: LivePool, examples: Sequence[Example], **given: Any) -> Rows:
+        calls.append(len(examples))
+        return encode(self, examples, **given)
+
+    monkeypatch.setattr(LivePool, "encode", counted)
+    with Pool.open(taught.path, device="cpu", dtype="fp32") as pool:
+        live = pool.live
+        assert calls == []
+        for _ in range(2):
+            for skill in live.skills.values():
+                rows, known = skill.rows, before[skill.skill_id]
+                assert rows is not None
+                assert known is not None
+                assert torch.equal(rows.features, known.features)
+            live.become(live.revision)
+        assert calls == [len(skill.validation) for skill in live.skills.values()]
 
 
 def test_a_pool_with_room_for_one_expert_answers_as_one_with_room_for_all(taught: Pool) -> None:

@@ -72,6 +72,22 @@ def test_token_f1_counts_repetitions() -> None:
     assert checks.token_f1("a a b", "a b b") == pytest.approx(2 / 3)
 
 
+@given(st.text(" a\nb", max_size=6), st.text(" a\nb", max_size=6))
+def test_a_score_that_is_settled_by_the_beginning_is_the_answers(
+    answer: str, reference: str
+) -> None:
+    for length in range(len(answer) + 1):
+        settled = checks.settled("exact", answer[:length], reference)
+        assert settled in (None, checks.exact(answer, reference))
+
+
+def test_a_wrong_beginning_settles_exact_and_nothing_else() -> None:
+    assert checks.settled("exact", " ab", "aa") == 0.0
+    assert checks.settled("exact", " a", "aa") is None
+    for check in set(checks.CHECKS) - {"exact"}:
+        assert checks.settled(check, "ab", "aa") is None
+
+
 def test_exact_trims_the_ends_only() -> None:
     assert checks.exact("  FWD FWD\n", "FWD FWD") == 1.0
     assert checks.exact("FWD  FWD", "FWD FWD") == 0.0

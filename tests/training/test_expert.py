@@ -217,6 +217,7 @@ def test_a_bf16_base_trains_with_fp32_masters(tmp_path: Path) -> None:
 def test_nothing_below_the_tap_runs_in_training(tmp_path: Path) -> None:
     parts = make_model()
     calls: list[bool] = []
+    assert parts[0]._ends_at_head, "asked before, since asking runs the base once"
     block = parts[0].model.model.layers[0]
     block.mlp.register_forward_hook(lambda *_: calls.append(True))
     train(parts, tmp_path)

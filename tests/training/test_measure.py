@@ -7,8 +7,12 @@ import torch
 
 from dylora_moe.errors import DataError, RoutingError
 from dylora_moe.experts.gates import Gates
+from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.model.dylora_moe import DyLoRAMoE
+from dylora_moe.model.generation import generate
+from dylora_moe.records import Example, Turn
 from dylora_moe.text.batching import collate
+from dylora_moe.text.template import Encoded, encode, encode_prompt
 from dylora_moe.training.measure import answer_losses
 from dylora_moe.training.rows import Rows
 from tests.training.setting import OTHER, OWN, make_model
@@ -69,6 +73,45 @@ def test_routed_means_the_router_even_where_an_expert_is_pinned() -> None:
     assert torch.allclose(routed.total, again.total, atol=1e-4)
     gates = model.router(rows.features)
     assert torch.allclose(answer_losses(model, rows, gates=gates).total, routed.total, atol=1e-4)
+
+
+def test_an_opening_is_what_greedy_decoding_writes_up_to_its_first_other_token() -> None:
+    model, _, _, _ = make_model()
+    base, stop = model.base, model.base.tokenizer.eos_token_id
+    prompts = ["abcdef", "fedcba", "xyz", "uvwxyz"]
+    turns = [(Turn("user", one), Turn("assistant", "ab"), Turn("user", one)) for one in prompts]
+    asked = [(Turn("user", one),) for one in prompts] + turns
+    encoded, expected = [], []
+    for question in asked:
+        ids = torch.tensor([encode_prompt(question, base.tokenizer)])
+        kept = {"max_new_tokens": 6, "eos_token_id": stop, "do_sample": False}
+        written = generate(model, ids, expert=OTHER, **kept).answers[0].tolist()
+        assert len(written) == 6
+        for right in (0, 2, 5):
+            answer = [*written[:right], (written[right] + 1) % 99 + 5, 7, stop]
+            row = (*ids[0].tolist(), *answer)
+            before = encode(
+                Example(
+                    (*question, Turn("assistant", "")),
+                ),
+                base.tokenizer,
+            ).trained
+            trained = (*before[: ids.shape[1]], *[True] * len(answer))
+            encoded.append(Encoded(row, trained, ids.shape[1], str(len(encoded))))
+            expected.append(tuple(written[: right + 1]))
+    rows = Rows(tuple(encoded), TrunkCache(base, encoded))
+    assert answer_losses(model, rows, expert=OTHER, batch_tokens=80).openings == tuple(expected)
+
+
+def test_a_row_that_is_right_to_its_end_is_its_own_opening() -> None:
+    model, _, _, _ = make_model()
+    ids = encode_prompt("abcdef", model.base.tokenizer)
+    answer = generate(
+        model, torch.tensor([ids]), expert="base", max_new_tokens=4, do_sample=False
+    ).answers[0]
+    row = Encoded((*ids, *answer.tolist()), (False,) * len(ids) + (True,) * 4, len(ids), "row")
+    rows = Rows((row,), TrunkCache(model.base, [row]))
+    assert answer_losses(model, rows, expert="base").openings == (tuple(answer.tolist()),)
 
 
 def test_the_mode_is_put_back_and_nothing_gets_a_gradient() -> None:

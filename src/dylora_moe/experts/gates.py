@@ -38,13 +38,7 @@ class Gates:
     kept: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if len(set(self.experts)) != len(self.experts):
-            raise RoutingError(f"an expert stands twice in {', '.join(self.experts)}; name it once")
-        if self.weights.shape[-1] != len(self.experts):
-            raise RoutingError(
-                f"{self.weights.shape[-1]} columns of weights for {len(self.experts)} experts; "
-                "give one column per expert"
-            )
+        _check_columns(self.experts, self.weights)
 
     @classmethod
     def chosen(
@@ -56,7 +50,8 @@ class Gates:
 
         The one place where weights are looked at by Python, so that no layer has to wait for them.
         """
-        cls(tuple(experts), weights)  # Names and columns are checked first.
+        # Before experts that do not count are left out, with which a mistake might go.
+        _check_columns(experts, weights)
         if not len(experts) or not weights.numel():
             return None
         used = (weights.detach() != 0).flatten(0, -2)
@@ -155,6 +150,16 @@ class Gates:
             flat = weights.flatten(0, -2)
             return flat.repeat_interleave(like.shape[0] // flat.shape[0], dim=0)
         return weights if weights.dim() == like.dim() else weights.unsqueeze(1)
+
+
+def _check_columns(experts: Sequence[str], weights: Tensor) -> None:
+    if len(set(experts)) != len(experts):
+        raise RoutingError(f"an expert stands twice in {', '.join(experts)}; name it once")
+    if weights.shape[-1] != len(experts):
+        raise RoutingError(
+            f"{weights.shape[-1]} columns of weights for {len(experts)} experts; "
+            "give one column per expert"
+        )
 
 
 def _expand(weights: Tensor, ranks: tuple[int, ...], scalings: tuple[float, ...]) -> Tensor:

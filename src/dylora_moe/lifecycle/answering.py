@@ -22,7 +22,6 @@ from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.results import Answer
 from dylora_moe.lifecycle.text_pieces import OnText, text_of, texts_of_rows
 from dylora_moe.model.generation import Generation, generate
-from dylora_moe.model.row_tokens import OnTokens
 from dylora_moe.records import BASE_NAME, Turn
 from dylora_moe.routing.routing import Routing
 from dylora_moe.text.template import Encoded, encode_prompt, stop_token_id
@@ -83,7 +82,7 @@ def answer(
         for rows in _batches([len(row) for row in encoded], live, sampling):
             batch = [encoded[index] for index in rows]
             told = None if on_text is None else texts_of_rows(live, rows, sampling.stop, on_text)
-            generation = _generate(live, batch, pinned, sampling, told)
+            generation = generate_batch(live, batch, sampling, expert=pinned, on_tokens=told)
             for place, index in enumerate(rows):
                 found[index] = _answer(live, generation, place, pinned, sampling)
     return [found[index] for index in range(len(prompts))]
@@ -114,13 +113,18 @@ def _batches(lengths: Sequence[int], live: LivePool, sampling: Sampling) -> Iter
         yield together[first : first + BATCH_ROWS]
 
 
-def _generate(
+def generate_batch(
     live: LivePool,
     batch: Sequence[Sequence[int]],
-    expert: str | None,
     sampling: Sampling,
-    on_tokens: OnTokens | None,
+    **arguments: Any,
 ) -> Generation:
+    """Continues token ids in one batch, as far as the context goes.
+
+    Args:
+        batch: of any lengths; padded here.
+        arguments: of `model.generation.generate`.
+    """
     pad = live.base.tokenizer.pad_token_id
     width = max(len(row) for row in batch)
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in batch])
@@ -142,7 +146,7 @@ def _generate(
         options |= {"temperature": None, "top_p": None, "top_k": None}
     if sampling.stop:
         options |= {"stop_strings": list(sampling.stop), "tokenizer": live.base.tokenizer}
-    return generate(live.model, ids, mask, expert=expert, on_tokens=on_tokens, **options)
+    return generate(live.model, ids, mask, **options, **arguments)
 
 
 def _answer(

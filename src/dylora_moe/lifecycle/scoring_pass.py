@@ -1,19 +1,24 @@
 """Scores the live pool on its skills' validation rows and fills a scorecard.
 
-Knows the model and the card; knows nothing of promotion. Only what moved is computed.
+Knows the model and the card; knows nothing of promotion. Only what moved is computed, and of an
+answer only what the pass over the known one did not show: where that one's token has the largest
+logit, greedy decoding writes it (the check of speculative decoding, Leviathan et al. 2023, with the
+row's own answer as the draft).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
-from dylora_moe.lifecycle.answering import BATCH_ROWS, Sampling, answer
+from dylora_moe.experts.gates import Gates
+from dylora_moe.lifecycle.completing import Begun, complete
 from dylora_moe.lifecycle.live import LivePool, LiveSkill
 from dylora_moe.lifecycle.scorecard import RowScore, Scorecard, SkillCard
+from dylora_moe.lifecycle.text_pieces import beginning_of
+from dylora_moe.model.generation import writes_the_largest
 from dylora_moe.routing.routing import Routing
-from dylora_moe.scoring.checks import score
+from dylora_moe.scoring.checks import score, settled
 from dylora_moe.training.measure import answer_losses, row_routing
 from dylora_moe.training.rows import Rows
 
@@ -65,14 +70,14 @@ class _Draft:
         weights: each row's experts now, by reference.
         fresh: losses and tokens of the rows that moved, by index.
         kept: rows whose score is taken over if there is one.
-        generate: rows whose answers are to be generated.
+        answers: what is known of the answers that are to be scored, by index.
     """
 
     before: SkillCard | None
     weights: Sequence[dict[str, float]]
     fresh: Mapping[int, tuple[float, int]]
     kept: frozenset[int]
-    generate: Sequence[int]
+    answers: Mapping[int, Begun]
 
 
 def _draft(
@@ -83,7 +88,7 @@ def _draft(
     changed: Collection[str],
 ) -> _Draft:
     if skill.rows is None:
-        return _Draft(before, (), {}, frozenset(), ())
+        return _Draft(before, (), {}, frozenset(), {})
     routing = row_routing(live.model, skill.rows)
     weights = _weights_by_ref(live, routing)
     known = {row.key: row for row in before.rows} if before is not None else {}
@@ -96,14 +101,15 @@ def _draft(
     ]
     # Their experts are read while the first of these rows run.
     live.experts.prefetch([ref.partition("@")[0] for index in moved for ref in weights[index]])
-    fresh = _losses(live, skill.rows, moved, routing)
     to_check = _to_generate(skill, generate)
-    missing = [
+    asked = [
         index
         for index in to_check
-        if index in fresh or known[skill.rows.encoded[index].key].score is None
+        if len(skill.validation[index].turns) > 1
+        and (index in moved or known[skill.rows.encoded[index].key].score is None)
     ]
-    return _Draft(before, weights, fresh, frozenset(to_check), missing)
+    fresh, answers = _seen(live, skill.rows, moved, asked, routing)
+    return _Draft(before, weights, fresh, frozenset(to_check), answers)
 
 
 def _card(
@@ -148,16 +154,29 @@ def _weights_by_ref(live: LivePool, routing: Routing) -> list[dict[str, float]]:
     ]
 
 
-def _losses(
-    live: LivePool, rows: Rows, chosen: Sequence[int], routing: Routing
-) -> dict[int, tuple[float, int]]:
-    if not chosen:
-        return {}
-    # Decisions for each token do not go into one row of weights; the pass makes them again.
+def _seen(
+    live: LivePool, rows: Rows, moved: Sequence[int], asked: Sequence[int], routing: Routing
+) -> tuple[dict[int, tuple[float, int]], dict[int, Begun]]:
+    """One pass over the known answers: losses and tokens of the rows that moved, and how the
+    answers begin that are asked for, both by index.
+
+    Decisions for each token do not go into one row of weights: the pass makes them again, and the
+    answers are generated whole. So they are where the base asks for more than the largest logit.
+    """
     gates = None if live.model.passes.per_token else routing
+    drafted = gates is not None and writes_the_largest(live.model)
+    chosen = list(dict.fromkeys([*moved, *(asked if drafted else ())]))
     losses = answer_losses(live.model, rows, gates=gates, only=chosen)
     pairs = zip(losses.total.tolist(), losses.tokens.tolist(), strict=True)
-    return {index: (total, tokens) for index, (total, tokens) in zip(chosen, pairs, strict=True)}
+    counted = dict(zip(chosen, pairs, strict=True))
+    openings = dict(zip(chosen, losses.openings, strict=True)) if drafted else {}
+    answers = {}
+    for index in asked:
+        row, limit = rows.encoded[index], _limit(rows.targets[index])
+        own = None if gates is None else Gates(gates.experts, gates.weights[index : index + 1])
+        prompt = row.input_ids[: row.prompt_length]
+        answers[index] = Begun(prompt, openings.get(index, ()), limit, own)
+    return {index: counted[index] for index in moved}, answers
 
 
 def _to_generate(skill: LiveSkill, count: int) -> list[int]:
@@ -167,42 +186,26 @@ def _to_generate(skill: LiveSkill, count: int) -> list[int]:
 
 
 def _checked(live: LivePool, drafts: Mapping[str, _Draft]) -> dict[str, dict[int, float]]:
-    """Scores of generated answers, by skill and row.
-
-    Rows of all skills are answered together, those with short answers first, since a batch runs as
-    long as its longest answer. Rows of one limit alone share a batch: how long an answer may get is
-    the row's own, or its score would depend on the others.
-    """
-    asked = [
-        (_limit(_targets(live, skill_id, index)), skill_id, index)
-        for skill_id, draft in drafts.items()
-        for index in draft.generate
-        if len(live.skills[skill_id].validation[index].turns) > 1
-    ]
-    asked.sort()
+    """Scores of greedy answers, by skill and row; the rows of all skills are answered together,
+    but for those whose score is settled by what is known of them."""
     found: dict[str, dict[int, float]] = {skill_id: {} for skill_id in drafts}
-    alike = [list(rows) for _, rows in groupby(asked, key=lambda row: row[0])]
-    groups = [rows[i : i + BATCH_ROWS] for rows in alike for i in range(0, len(rows), BATCH_ROWS)]
-    for group in groups:
-        examples = [live.skills[skill_id].validation[index] for _, skill_id, index in group]
-        answers = answer(
-            live,
-            [example.turns[:-1] for example in examples],
-            sampling=Sampling(max_new_tokens=group[0][0]),
-        )
-        for (_, skill_id, index), example, said in zip(group, examples, answers, strict=True):
-            points = score(example.check, said.text, example.completion, example.tests)
-            found[skill_id][index] = points
+    asked = []
+    for skill_id, draft in drafts.items():
+        for index, begun in draft.answers.items():
+            example = live.skills[skill_id].validation[index]
+            beginning = beginning_of(live, begun.tokens)
+            points = settled(example.check, beginning, example.completion)
+            if points is None:
+                asked.append((skill_id, index, example, begun))
+            else:
+                found[skill_id][index] = points
+    answers = complete(live, [begun for *_, begun in asked])
+    for (skill_id, index, example, _), said in zip(asked, answers, strict=True):
+        found[skill_id][index] = score(example.check, said, example.completion, example.tests)
     return found
 
 
 def _limit(targets: int) -> int:
     """The longest answer of a row in tokens: 8 more than it is to have, rounded up to a power of
-    two, so that there are few limits and batches stay full."""
+    two: room for one that is worded otherwise."""
     return min(_LONGEST_ANSWER, 1 << (targets + 7).bit_length())
-
-
-def _targets(live: LivePool, skill_id: str, index: int) -> int:
-    rows = live.skills[skill_id].rows
-    assert rows is not None
-    return rows.targets[index]

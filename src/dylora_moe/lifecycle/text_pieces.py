@@ -47,6 +47,14 @@ def text_of(live: LivePool, tokens: Sequence[int], endings: Sequence[str]) -> st
     return text
 
 
+def beginning_of(live: LivePool, tokens: Sequence[int]) -> str:
+    """What every answer that begins with these tokens begins with; empty where the tokenizer
+    changes spaces by what follows them."""
+    if live.base.tokenizer.clean_up_tokenization_spaces:
+        return ""
+    return text_of(live, tokens, ()).rstrip(_HALF_A_CHARACTER)
+
+
 class _RowText:
     """The text of one row: the pieces together are the answer.
 

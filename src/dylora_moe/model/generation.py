@@ -25,6 +25,13 @@ from dylora_moe.model.row_tokens import OnTokens, listener
 from dylora_moe.records import BASE_NAME
 from dylora_moe.routing.routing import Routing, by_step
 
+_NO_PROCESSING = frozenset(
+    {"bos_token_id", "eos_token_id", "pad_token_id", "do_sample", "temperature", "top_p", "top_k"}
+    | {"max_length", "use_cache", "output_attentions", "output_hidden_states"}
+    | {"_from_model_config", "transformers_version"}
+)
+"""Settings of a base's generation that leave the logits of greedy search as they are."""
+
 
 @dataclass(frozen=True, eq=False)
 class Generation:
@@ -110,6 +117,12 @@ def generate(
     if heard is not None:
         heard.finish()
     return Generation(output.sequences, ids.shape[1], carried.routing(output))
+
+
+def writes_the_largest(model: DyLoRAMoE) -> bool:
+    """Whether greedy search writes the token of the largest logit: some bases ask for more than
+    that, such as a penalty on repetition."""
+    return set(model.model.generation_config.to_diff_dict()) <= _NO_PROCESSING
 
 
 class _Carried:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,20 @@ from dylora_moe.foundation.tap import Skip
 
 _LOGITS = 1 << 24
 """Logits that are in memory at a time: 64 MiB in fp32."""
+
+
+@dataclass(frozen=True, eq=False)
+class TargetLosses:
+    """What the head says of targets.
+
+    Attributes:
+        losses: cross entropy of each in nats, fp32.
+        greedy: the token of the largest logit in the target's place, the first of equal ones; None
+            in a pass with a graph.
+    """
+
+    losses: Float[Tensor, n]
+    greedy: Int[Tensor, n] | None
 
 
 @contextmanager
@@ -70,8 +85,8 @@ def ends_at_head(base: Base) -> bool:
 
 def answer_losses_of(
     hidden: Float[Tensor, "n d_model"], head: nn.Linear, targets: Int[Tensor, " n"]
-) -> Float[Tensor, " n"]:
-    """Cross entropy of each target in nats, fp32, with a gradient to the hidden states alone.
+) -> TargetLosses:
+    """Cross entropy of each target, with a gradient to the hidden states alone.
 
     The same as `cross_entropy(head(hidden).float(), targets)`; a piece of the logits exists at a
     time, and the gradient is taken while it does, so that they are never made twice.
@@ -81,8 +96,7 @@ def answer_losses_of(
         head: frozen.
         targets: token ids.
     """
-    losses: Tensor = _HeadLosses.apply(hidden, head.weight, head.bias, targets)
-    return losses
+    return TargetLosses(*_HeadLosses.apply(hidden, head.weight, head.bias, targets))
 
 
 class _Passed(Skip):
@@ -94,11 +108,12 @@ class _HeadLosses(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         n = hidden.shape[0]
         losses = torch.empty(n, device=hidden.device)
         learns = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if learns else None
+        greedy = None if learns else torch.empty_like(targets)
         step = max(1, _LOGITS // weight.shape[0])
         for start in range(0, n, step):
             part = slice(start, start + step)
@@ -106,6 +121,8 @@ class _HeadLosses(torch.autograd.Function):
             values = functional.linear(hidden[part], weight, bias).float()
             own = values.gather(1, targets[part, None])
             largest = values.amax(1, keepdim=True)
+            if greedy is not None:
+                greedy[part] = values.argmax(1)
             total = values.sub_(largest).exp_().sum(1, keepdim=True)
             losses[part] = (total.log() + largest - own)[:, 0]
             if gradient is not None:
@@ -113,7 +130,7 @@ class _HeadLosses(torch.autograd.Function):
                 torch.mm(values.to(hidden.dtype), weight, out=gradient[part])
         if gradient is not None:
             ctx.save_for_backward(gradient)
-        return losses
+        return losses, greedy
 
     @staticmethod
     @once_differentiable

@@ -28,9 +28,12 @@ class RoutedOutput(CausalLMOutputWithPast):
         n_tokens: trained tokens in the batch, where labels were given.
         row_losses: mean loss of each row's trained tokens (0 where it has none), detached.
         row_tokens: trained tokens of each row.
+        greedy: the token of the largest logit at each trained position, in reading order; None in
+            a pass with a graph.
     """
 
     routing: Routing | None = None
     n_tokens: Int[Tensor, ""] | None = None
     row_losses: Float[Tensor, rows] | None = None
     row_tokens: Int[Tensor, rows] | None = None
+    greedy: Int[Tensor, n] | None = None

@@ -17,6 +17,7 @@ from torch import Tensor
 from dylora_moe.errors import RoutingError
 from dylora_moe.experts.gates import Gates
 from dylora_moe.experts.manager import ExpertManager
+from dylora_moe.foundation.base import Base
 from dylora_moe.foundation.tap import Hiddens, TapReader, pool_features, running_features
 from dylora_moe.foundation.trunk import TrunkBatch
 from dylora_moe.model.prefix_cache import PrefixCache
@@ -82,6 +83,20 @@ def check_one_choice(expert: str | None, gates: Gates | Routing | None) -> None:
     """RoutingError where the caller names both an expert and gates."""
     if expert is not None and gates is not None:
         raise RoutingError("both gates and an expert are given; pass one of the two")
+
+
+def check_packed(base: Base, attention_mask: Tensor | None, position_ids: Tensor | None) -> None:
+    """RoutingError where packed rows would see each other."""
+    if not base.anatomy.packs:
+        raise RoutingError(
+            f"{base.name} takes no position ids, so packed rows would see each other; "
+            "switch packing off"
+        )
+    if attention_mask is not None or position_ids is None:
+        raise RoutingError(
+            "packed rows would see each other; pass position_ids that start anew with each row "
+            "and no attention_mask"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,13 @@ def score(check: str, answer: str, reference: str, tests: Sequence[str] = ()) ->
     raise DataError(f"unknown check {check!r}; use one of {', '.join(CHECKS)}")
 
 
+def settled(check: str, beginning: str, reference: str) -> float | None:
+    """The score of every answer that begins so; None where it depends on the rest."""
+    if check == "exact" and not reference.strip().startswith(beginning.strip()):
+        return 0.0
+    return None
+
+
 def exact(answer: str, reference: str) -> float:
     """1.0 if the two are the same text once white space around them is trimmed."""
     return float(answer.strip() == reference.strip())

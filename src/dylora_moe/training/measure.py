@@ -18,6 +18,7 @@ from dylora_moe.experts.gates import Gates
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.routing.routing import Routing, joined
 from dylora_moe.text.batching import length_grouped
+from dylora_moe.text.template import Encoded
 from dylora_moe.training.memory import is_out_of_memory, release
 from dylora_moe.training.rows import Rows
 
@@ -29,10 +30,13 @@ class RowLosses:
     Attributes:
         total: sum over each row's trained tokens.
         tokens: trained tokens of each row.
+        openings: what greedy decoding begins each row's last answer with: its tokens as far as
+            they are right, its stop token too, and the first that would be written instead.
     """
 
     total: Float[Tensor, n]
     tokens: Int[Tensor, n]
+    openings: tuple[tuple[int, ...], ...] = ()
 
     @property
     def mean(self) -> float:
@@ -83,6 +87,7 @@ def answer_losses(
             f"gates for {gates.weights.shape[0]} rows of {len(rows)}; give one per row"
         )
     total, tokens = torch.zeros(n), torch.zeros(n, dtype=torch.long)
+    openings: dict[int, tuple[int, ...]] = {}
     if n == 0:
         return RowLosses(total, tokens)
     lengths = [rows.lengths[index] for index in chosen]
@@ -96,7 +101,9 @@ def answer_losses(
                 _prefetch(model, rows, [chosen[place] for place in waiting[-1]], gates)
             try:
                 numbers = [chosen[place] for place in group]
-                total[group], tokens[group] = _group_losses(model, rows, numbers, expert, gates)
+                found = _group_losses(model, rows, numbers, expert, gates)
+                total[group], tokens[group] = found.total, found.tokens
+                openings.update(zip(group, found.openings, strict=True))
                 continue
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -111,7 +118,7 @@ def answer_losses(
             waiting = [
                 each[i : i + half] for each in [*waiting, group] for i in range(0, len(each), half)
             ]
-    return RowLosses(total, tokens)
+    return RowLosses(total, tokens, tuple(openings[place] for place in range(n)))
 
 
 def _group_losses(
@@ -120,7 +127,7 @@ def _group_losses(
     group: list[int],
     expert: str | None,
     gates: Gates | Routing | None,
-) -> tuple[Tensor, Tensor]:
+) -> RowLosses:
     pad_id = model.base.tokenizer.pad_token_id
     batch, trunk = rows.batch(group, pad_id=pad_id, device=model.device)
     given: Gates | Routing | None = None
@@ -131,7 +138,27 @@ def _group_losses(
         given = model.passes.decided(trunk, batch)
     output = model(**batch, trunk=trunk, gates=given, expert=expert, loss_only=True)
     counts = output.row_tokens.cpu()
-    return output.row_losses.float().cpu() * counts, counts
+    greedy = output.greedy.cpu().split(counts.tolist())
+    openings = (
+        _opening(rows.encoded[index], written.tolist())
+        for index, written in zip(group, greedy, strict=True)
+    )
+    return RowLosses(output.row_losses.float().cpu() * counts, counts, tuple(openings))
+
+
+def _opening(row: Encoded, greedy: Sequence[int]) -> tuple[int, ...]:
+    """The last answer up to its first token that greedy decoding would not write, as it would.
+
+    Args:
+        row: whose last answer.
+        greedy: the token of the largest logit in the place of each trained token.
+    """
+    answer = row.input_ids[row.prompt_length :]
+    if not answer or not all(row.trained[row.prompt_length :]):
+        return ()
+    written = greedy[-len(answer) :]
+    wrong = (place for place, token in enumerate(answer) if token != written[place])
+    return tuple(written[: next(wrong, len(answer)) + 1])
 
 
 def _prefetch(
