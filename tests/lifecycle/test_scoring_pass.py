@@ -20,6 +20,7 @@ from dylora_moe.model.generation import Generation, writes_the_largest
 from dylora_moe.records import Check, Example, Turn, pair
 from dylora_moe.scoring.checks import score
 from dylora_moe.text.template import encode_prompt
+from dylora_moe.training.measure import answer_losses
 from tests.pools import DIGITS, LETTERS, learn, rows, settings
 
 LONGEST = 24
@@ -262,3 +263,27 @@ def test_a_row_without_a_prompt_has_no_answer_to_score(
 def test_a_limit_leaves_room_behind_the_answer_up_to_the_longest() -> None:
     for targets in (1, 8, 9, 24, 25, 100, 248, 249, 5000):
         assert min(targets + 8, 256) <= scoring_pass._limit(targets) <= 256
+
+
+def test_the_loss_of_the_own_expert_is_that_of_all_rows_on_it(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[tuple[str | None, int]] = []
+
+    def noted(*args: Any, **options: Any) -> Any:
+        found = answer_losses(*args, **options)
+        passes.append((options.get("expert"), len(found.total)))
+        return found
+
+    monkeypatch.setattr(scoring_pass, "answer_losses", noted)
+    cards = score_pool(pool.live, Scorecard({}), generate=0).card.skills
+    alone = 0
+    for skill_id, skill in pool.live.skills.items():
+        assert skill.rows is not None
+        whole = answer_losses(pool.live.model, skill.rows, expert=skill.expert_id)
+        assert cards[skill_id].pinned_loss == pytest.approx(whole.mean, rel=1e-4)
+        own = [row for row in cards[skill_id].rows if row.to == {cards[skill_id].expert: 1.0}]
+        pinned = [count for expert, count in passes if expert == skill.expert_id]
+        assert pinned == [len(skill.rows) - len(own)]
+        alone += len(own)
+    assert alone, "rows that nobody else takes part in are not measured twice"

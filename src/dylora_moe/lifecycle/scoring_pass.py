@@ -142,8 +142,19 @@ def _card(
     ):
         pinned = before.pinned_loss
     else:
-        pinned = answer_losses(live.model, skill.rows, expert=skill.expert_id).mean
+        pinned = _pinned_loss(live, skill, rows)
     return SkillCard(skill.name, live.ref(skill.expert_id), pinned, tuple(rows))
+
+
+def _pinned_loss(live: LivePool, skill: LiveSkill, rows: Sequence[RowScore]) -> float:
+    """Token-mean loss under the skill's own expert alone, which rows that were routed to it and to
+    nobody else have already."""
+    assert skill.rows is not None
+    alone = {live.ref(skill.expert_id): 1.0}
+    others = [index for index, row in enumerate(rows) if row.to != alone]
+    measured = answer_losses(live.model, skill.rows, expert=skill.expert_id, only=others)
+    total = sum(row.total for row in rows if row.to == alone) + float(measured.total.sum())
+    return total / max(1, sum(row.tokens for row in rows))
 
 
 def _weights_by_ref(live: LivePool, routing: Routing) -> list[dict[str, float]]:
