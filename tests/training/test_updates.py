@@ -79,3 +79,20 @@ def test_packing_pads_nothing_and_keeps_to_its_capacity() -> None:
 def test_no_rows_are_told() -> None:
     with pytest.raises(TrainingError, match="no rows"):
         plan_updates([], Phase("a"), 0)
+
+
+def test_the_longest_rows_share_an_update_and_no_pass() -> None:
+    lengths = [50 + i % 7 for i in range(56)] + [200, 190, 210, 195, 180, 205, 185, 199]
+    plan = plan_updates(lengths, Phase("a", epochs=1.0), seed=0)
+    mean = sum(lengths) / len(lengths)
+    sizes = [
+        len(rows) * max(lengths[row] for row in rows) for update in plan.updates for rows in update
+    ]
+    assert max(sizes) <= max(210, 1.5 * 8 * mean)
+    assert [sum(map(len, update)) for update in plan.updates] == [8] * 8
+    assert sorted(row for up in plan.updates for rows in up for row in rows) == list(range(64))
+
+
+def test_a_row_longer_than_the_room_runs_alone() -> None:
+    plan = plan_updates([10] * 15 + [4000], Phase("a", epochs=1.0), seed=0)
+    assert (15,) in [rows for update in plan.updates for rows in update]

@@ -54,6 +54,7 @@ def weigh(
     *,
     changed: Collection[str] = (),
     excused: Collection[str] = (),
+    pinned: Mapping[str, float] | None = None,
 ) -> tuple[ScoringPass, GateDecision]:
     """Scores the changed pool and asks the gate.
 
@@ -61,8 +62,9 @@ def weigh(
         before: scores of the revision that the change starts from.
         changed: experts whose weights changed.
         excused: skills that the change is about, judged by another rule.
+        pinned: as for `score_pool`.
     """
-    scored = score_pool(live, before, generate=recipe.generate, changed=changed)
+    scored = score_pool(live, before, generate=recipe.generate, changed=changed, pinned=pinned)
     names = [live.skills[skill].name for skill in excused]
     return scored, decide_gate(before.compared(scored.card), recipe.tolerance, names)
 

@@ -30,7 +30,7 @@ from dylora_moe.lifecycle.router_change import (
 )
 from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.lifecycle.step import Step, finished
-from dylora_moe.lifecycle.teaching import evaluation_sets, target_of, teach
+from dylora_moe.lifecycle.teaching import OWN, evaluation_sets, target_of, teach
 from dylora_moe.lifecycle.telling import report_step
 from dylora_moe.ports import Run
 from dylora_moe.records import BASE_NAME, Event, ExpertVersion
@@ -86,7 +86,9 @@ def create(step: Step) -> LearnResult:
     fitted = adapt_router(live, step.recipe)
     routed = router_event(live, fitted, time.perf_counter() - began, run.id)
     step.watch.stage("gate", f"{len(live.skills)} skills")
-    scored, decision = weigh(live, step.card, step.recipe, changed=[expert_id])
+    # Its last evaluation was on these very rows.
+    pinned = {expert_id: new.outcome.evaluation[OWN]} if observation.validation is not None else {}
+    scored, decision = weigh(live, step.card, step.recipe, changed=[expert_id], pinned=pinned)
     gated = gate_event(step.card, scored, decision, step.recipe.tolerance, run.id)
     report_step(step, run, routed, gated, scored.card)
     if not decision.promoted:

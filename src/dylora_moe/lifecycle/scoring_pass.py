@@ -40,6 +40,7 @@ def score_pool(
     *,
     generate: int,
     changed: Collection[str] = (),
+    pinned: Mapping[str, float] | None = None,
 ) -> ScoringPass:
     """Scores every skill of the live pool.
 
@@ -48,6 +49,7 @@ def score_pool(
         generate: validation rows a skill whose answers are generated and checked.
         changed: experts whose weights are not those of `before`; versions tell too, this is for
             the ones in the making.
+        pinned: token-mean losses of experts alone on their skill's rows, where they are known.
     """
     drafts = {
         skill_id: _draft(live, skill, before.skills.get(skill_id), generate, changed)
@@ -55,7 +57,9 @@ def score_pool(
     }
     checked = _checked(live, drafts)
     cards = {
-        skill_id: _card(live, live.skills[skill_id], draft, checked[skill_id], changed)
+        skill_id: _card(
+            live, live.skills[skill_id], draft, checked[skill_id], changed, pinned or {}
+        )
         for skill_id, draft in drafts.items()
     }
     return ScoringPass(Scorecard(cards), sum(len(draft.fresh) for draft in drafts.values()))
@@ -118,6 +122,7 @@ def _card(
     draft: _Draft,
     checked: Mapping[int, float],
     changed: Collection[str],
+    pinned: Mapping[str, float],
 ) -> SkillCard:
     if skill.rows is None:
         return SkillCard(skill.name, skill.expert_id, float("nan"), ())
@@ -140,10 +145,12 @@ def _card(
         and before.expert == live.ref(skill.expert_id)
         and skill.expert_id not in changed
     ):
-        pinned = before.pinned_loss
+        alone = before.pinned_loss
+    elif skill.expert_id in pinned:
+        alone = pinned[skill.expert_id]
     else:
-        pinned = _pinned_loss(live, skill, rows)
-    return SkillCard(skill.name, live.ref(skill.expert_id), pinned, tuple(rows))
+        alone = _pinned_loss(live, skill, rows)
+    return SkillCard(skill.name, live.ref(skill.expert_id), alone, tuple(rows))
 
 
 def _pinned_loss(live: LivePool, skill: LiveSkill, rows: Sequence[RowScore]) -> float:
