@@ -125,16 +125,28 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         d_x = (dy @ weight).addmm_(d_down, downs).view_as(x)
     n = len(ctx.ranks)
     found: list[Tensor | None] = [None] * (2 * n)
-    if any(wants[:n]):
-        for place, part in enumerate((d_down.t() @ flat).split(ctx.ranks)):
-            found[place] = part.to(ctx.dtypes[place]) if wants[place] else None
-    if any(wants[n:]):
-        whole = dy.t() @ weighed
-        if ctx.scale != 1.0:
-            whole *= ctx.scale
-        for place, part in enumerate(whole.split(ctx.ranks, dim=1), start=n):
-            found[place] = part.to(ctx.dtypes[place]) if wants[place] else None
+    if learn := [place for place in range(n) if wants[place]]:
+        for place, part in zip(learn, _of(d_down, learn, ctx.ranks, flat), strict=True):
+            found[place] = part.to(ctx.dtypes[place])
+    if learn := [place for place in range(n) if wants[n + place]]:
+        for place, part in zip(learn, _of(weighed, learn, ctx.ranks, dy), strict=True):
+            part = part if ctx.scale == 1.0 else part * ctx.scale
+            found[n + place] = _turned(part, ctx.dtypes[n + place])
     return d_x, None, None, d_gate, None, *found
+
+
+def _of(hidden: Tensor, learn: list[int], ranks: list[int], other: Tensor) -> tuple[Tensor, ...]:
+    """`hidden^T other` of the experts that learn, `[rank, width]` each; frozen neighbours cost
+    nothing. Few rows are faster than few columns, so both sides' gradients are made this way."""
+    if len(learn) < len(ranks):
+        parts = hidden.split(ranks, dim=1)
+        hidden = torch.cat([parts[place] for place in learn], dim=1)
+    return (hidden.t() @ other).split([ranks[place] for place in learn])
+
+
+def _turned(part: Tensor, dtype: torch.dtype) -> Tensor:
+    """Transposed, laid out as the parameter is, and cast in one go."""
+    return torch.empty(part.shape[::-1], dtype=dtype, device=part.device).copy_(part.t())
 
 
 def stack(matrices: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
