@@ -15,6 +15,7 @@ from dylora_moe.lifecycle.judgement import Judgement, judge, relative_loss
 from dylora_moe.lifecycle.observation import observe
 from dylora_moe.records import Arrival, Example, Interval
 from dylora_moe.skills.classifier import ClassifierTwoSample
+from dylora_moe.skills.novelty import Limits
 from dylora_moe.training.measure import RowLosses, answer_losses
 from tests.pools import LETTERS, SIGNS, rows
 
@@ -68,7 +69,9 @@ def looked_at(
     monkeypatch.setattr(judgement, "answer_losses", noted)
     observation = observe(pool.live, Arrival(name, examples), fraction=0.15)
     card = load_card(pool.live, pool._storage.artifacts)
-    found = judge(pool.live, card, observation, ClassifierTwoSample(), both=both)
+    # These answers are of four tokens.
+    detector = ClassifierTwoSample(limits=Limits(tokens=32))
+    found = judge(pool.live, card, observation, detector, both=both)
     return found, passes
 
 
@@ -90,6 +93,17 @@ def test_what_is_new_at_a_glance_costs_no_whole_pass(
     assert look.losses[first] == pytest.approx(glance.losses[first], rel=0.3)
 
 
+def test_few_answer_tokens_are_no_glance(taught: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    signs = rows(SIGNS, 64, 5)
+    observation = observe(taught.live, Arrival("signs", signs), fraction=0.15)
+    count = len(observation.train)
+    tokens = sum(observation.train.targets[row] for row in judgement._spread(count))
+    for limit, looked in ((tokens // 2, 16), (2 * tokens, count)):
+        detector = ClassifierTwoSample(limits=Limits(tokens=limit))
+        card = load_card(taught.live, taught._storage.artifacts)
+        assert judge(taught.live, card, observation, detector).rows == looked
+
+
 def test_a_second_expert_is_not_asked_where_it_cannot_change_the_verdict(
     taught: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,8 +123,8 @@ def test_a_fit_in_doubt_at_a_glance_is_settled_by_the_whole_sample(
     doubt = Interval(0.6, 0.4, 0.8)
     own = judgement.relative_loss
 
-    def relative(expert: RowLosses, base: RowLosses, home: float) -> Interval:
-        return doubt if len(expert.total) == 16 else own(expert, base, home)
+    def relative(expert: RowLosses, base: RowLosses, home: float, **level: float) -> Interval:
+        return doubt if len(expert.total) == 16 else own(expert, base, home, **level)
 
     monkeypatch.setattr(judgement, "relative_loss", relative)
     found, passes = looked_at(taught, "signs", rows(SIGNS, 64, 5), monkeypatch, both=False)

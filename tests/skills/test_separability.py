@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dylora_moe.errors import DataError
+from dylora_moe.errors import ConfigError, DataError
+from dylora_moe.skills.library import SkillLibrary
 from dylora_moe.skills.separability import FoldScores, auc, auc_interval, separability
 
 from .builders import cluster
@@ -139,3 +140,12 @@ def test_large_sides_are_sampled_down() -> None:
 def test_a_side_of_one_row_is_refused() -> None:
     with pytest.raises(DataError, match="two rows"):
         separability(cluster(0, 1), cluster(0))
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 1.0, -0.1])
+def test_a_shrinkage_that_leaves_nothing_is_refused(shrinkage: float) -> None:
+    rows = torch.randn(8, 4)
+    with pytest.raises(ConfigError, match="shrinkage is"):
+        separability(rows, rows + 1, shrinkage=shrinkage)
+    with pytest.raises(ConfigError, match="shrinkage is"):
+        SkillLibrary(shrinkage=shrinkage)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from dylora_moe.training import updates
 from dylora_moe.training.trainer import ExpertTrainer
 from tests.training.setting import OWN, make_model, two_phases
 from tests.training.test_expert import train
@@ -133,6 +134,14 @@ def test_checkpoints_of_other_settings_are_not_used(tmp_path: Path) -> None:
     outcome, memory = train(make_model(), tmp_path, seed=1)
     assert not outcome.resumed
     assert any("other settings" in warning for warning in memory.series("warning"))
+
+
+def test_checkpoints_of_another_plan_of_updates_are_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(make_model(), tmp_path)
+    monkeypatch.setattr(updates, "_ROOM", 0.0)  # As after a release that cuts passes otherwise.
+    assert not train(make_model(), tmp_path)[0].resumed
 
 
 def test_checkpoints_come_by_the_clock_and_hold_no_base(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dylora_moe.errors import TrainingError
+from dylora_moe.training import updates
 from dylora_moe.training.phases import Phase
 from dylora_moe.training.updates import plan_updates
 
@@ -96,3 +98,22 @@ def test_the_longest_rows_share_an_update_and_no_pass() -> None:
 def test_a_row_longer_than_the_room_runs_alone() -> None:
     plan = plan_updates([10] * 15 + [4000], Phase("a", epochs=1.0), seed=0)
     assert (15,) in [rows for update in plan.updates for rows in update]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("long", [120, 260, 900])
+def test_cutting_passes_moves_no_row_to_another_update(
+    long: int, accumulation: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths = [50 + i % 7 for i in range(56)] + [long + i for i in range(8)]
+    phase = Phase("a", epochs=2.0, accumulation=accumulation)
+    cut = plan_updates(lengths, phase, seed=0)
+    monkeypatch.setattr(updates, "_ROOM", math.inf)
+    whole = plan_updates(lengths, phase, seed=0)
+    rows = [
+        [sorted(row for rows in update for row in rows) for update in plan.updates]
+        for plan in (cut, whole)
+    ]
+    assert rows[0] == rows[1]
+    assert cut.epoch_ends == whole.epoch_ends
+    assert cut.padding_fraction <= whole.padding_fraction

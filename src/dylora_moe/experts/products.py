@@ -141,7 +141,8 @@ def _of(hidden: Tensor, learn: list[int], ranks: list[int], other: Tensor) -> tu
     if len(learn) < len(ranks):
         parts = hidden.split(ranks, dim=1)
         hidden = torch.cat([parts[place] for place in learn], dim=1)
-    return (hidden.t() @ other).split([ranks[place] for place in learn])
+    found: tuple[Tensor, ...] = (hidden.t() @ other).split([ranks[place] for place in learn])
+    return found
 
 
 def _turned(part: Tensor, dtype: torch.dtype) -> Tensor:

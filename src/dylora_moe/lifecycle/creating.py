@@ -134,10 +134,18 @@ def _train(step: Step, run: Run, expert_id: str, alias: str) -> _New:
     base_loss = outcome.start_loss
     if _start(step):
         base_loss = answer_losses(live.model, target, expert=BASE_NAME).mean
-    # What the nearest experts do on these rows the verdict has measured.
-    rival = min(step.judgement.losses.values(), default=None)
+    rival = _rival_loss(step, base_loss)
     maturity = after_training(0.0, outcome.steps_after_warmup, outcome.best_loss, base_loss, rival)
     return _New(run, expert_id, alias, outcome, base_loss, maturity)
+
+
+def _rival_loss(step: Step, base_loss: float) -> float | None:
+    """What the nearest expert would lose where the base loses this, by the share of the base's loss
+    that it had on the rows that the verdict looked at; None where there was none."""
+    judged = step.judgement
+    if not judged.losses or not judged.base_loss:
+        return None
+    return base_loss * min(judged.losses.values()) / judged.base_loss
 
 
 def _commit(step: Step, new: _New, card: Scorecard, events: Sequence[Event | None]) -> LearnResult:

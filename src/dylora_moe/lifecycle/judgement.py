@@ -24,6 +24,9 @@ _ROWS = 64
 """Rows whose answers are scored for the second axis: enough for an interval, cheap to score."""
 _GLANCE = 16
 """Of these, what everyone is first looked at on."""
+_SURE = 0.99
+"""Level of the interval that a glance goes by: it is one of two looks, and an interval over so few
+rows is too narrow."""
 _AS_AT_HOME = 0.1
 """Relative loss up to which nothing is to be gained by asking another expert."""
 _PERFECT = Interval(0.0, 0.0, 0.0)
@@ -38,12 +41,14 @@ class Judgement:
         skill_id: the skill it would be learned into; None in an empty pool.
         base_loss: token-mean loss of the base on the rows that were looked at.
         losses: the same of the nearest experts that count for the verdict, by id.
+        rows: how many rows were looked at.
     """
 
     verdict: Verdict
     skill_id: str | None
     base_loss: float | None
     losses: Mapping[str, float]
+    rows: int = 0
 
 
 def judge(
@@ -60,7 +65,7 @@ def judge(
 
     Answer passes are most of a verdict's cost. So everyone is first looked at on a few rows, and
     these are enough where they settle it: rows told apart from every skill, which the nearest
-    expert does badly by its whole interval. The second-nearest expert is asked only where it can
+    expert does badly by its whole 99% interval, with as many answer tokens as an arrival needs. The second-nearest expert is asked only where it can
     change the verdict, or whom it names.
 
     Args:
@@ -80,8 +85,11 @@ def judge(
     skills = [skill_id for skill_id, _ in measured.nearest]
     first, *others = dict.fromkeys(live.skills[s].expert_id for s in skills)
 
-    def fits(look: Callable[[str], RowLosses], *experts: str) -> tuple[str, Interval]:
-        return _best_fit(live, card, skills, look(BASE_NAME), {e: look(e) for e in experts})
+    def fits(
+        look: Callable[[str], RowLosses], *experts: str, level: float = 0.95
+    ) -> tuple[str, Interval]:
+        losses = {expert: look(expert) for expert in experts}
+        return _best_fit(live, card, skills, look(BASE_NAME), losses, level)
 
     def decided(fit: Interval) -> Verdict:
         return detector.verdict(measured, fit=fit, tokens=tokens)
@@ -89,14 +97,18 @@ def judge(
     def does_badly(fit: Interval) -> bool:
         return side_of(fit, detector.limits.fit) is True
 
-    look, scored = sample.glance, [first]
+    def settles(expert: str) -> bool:
+        if int(sample.glance(BASE_NAME).tokens.sum()) < detector.limits.tokens:
+            return False
+        return does_badly(fits(sample.glance, expert, level=_SURE)[1])
+
+    look, scored = sample.whole, [first]
+    if not both and settles(first) and decided(fits(sample.glance, first)[1]).name == "novel":
+        look = sample.glance
     skill_id, fit = fits(look, first)
-    if both or decided(fit).name != "novel" or not does_badly(fit):
-        look = sample.whole
-        skill_id, fit = fits(look, first)
     if others and (both or _is_open(decided, fit)):
         second = others[0]
-        if both or not does_badly(fits(sample.glance, second)[1]):
+        if both or not settles(second):
             look, scored = sample.whole, [first, second]
             skill_id, fit = fits(look, *scored)
     verdict = decided(fit)
@@ -104,7 +116,11 @@ def judge(
         # Not told apart from the nearest skill: it is that one, whoever answers better.
         skill_id = skills[0]
     return Judgement(
-        verdict, skill_id, look(BASE_NAME).mean, {expert: look(expert).mean for expert in scored}
+        verdict,
+        skill_id,
+        look(BASE_NAME).mean,
+        {expert: look(expert).mean for expert in scored},
+        len(look(BASE_NAME).total),
     )
 
 
@@ -165,6 +181,7 @@ def _best_fit(
     skills: list[str],
     base: RowLosses,
     losses: Mapping[str, RowLosses],
+    level: float,
 ) -> tuple[str, Interval]:
     """The nearest skill whose expert does best on the rows, and how well."""
     found = []
@@ -173,18 +190,22 @@ def _best_fit(
         if expert not in losses:
             continue
         own = card.skills[skill_id].pinned_loss if skill_id in card.skills else float("nan")
-        found.append((skill_id, relative_loss(losses[expert], base, own)))
+        found.append((skill_id, relative_loss(losses[expert], base, own, level=level)))
     # The nearest skill's own expert wins ties, since `min` keeps the first.
     return min(found, key=lambda pair: pair[1].value)
 
 
-def relative_loss(expert: RowLosses, base: RowLosses, own: float, seed: int = 0) -> Interval:
-    """(expert - own) / (base - own) with a 95% bootstrap interval over the rows.
+def relative_loss(
+    expert: RowLosses, base: RowLosses, own: float, seed: int = 0, level: float = 0.95
+) -> Interval:
+    """(expert - own) / (base - own) with a bootstrap interval over the rows.
 
     Args:
         expert: losses of the expert on the new rows.
         base: losses of the base on the same rows.
         own: the expert's validation loss on its own skill; 0 where it has none (NaN).
+        seed: of the draws.
+        level: of the interval.
 
     Returns:
         0 as good as on its own data, 1 no better than the base. Where the base is hardly worse
@@ -200,5 +221,6 @@ def relative_loss(expert: RowLosses, base: RowLosses, own: float, seed: int = 0)
     theirs = base.total.double()[draws].sum(1) / tokens
     span = torch.maximum(theirs - home, 0.1 * theirs).clamp_min(1e-6)
     ratios = (ours - home) / span
-    low, high = ratios[1:].quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = ratios[1:].quantile(ends).tolist()
     return Interval(float(ratios[0]), low, high)

@@ -259,6 +259,12 @@ class LivePool:
         left_out = {id(example) for example in longer}
         return [example for example in examples if id(example) not in left_out], longer
 
+    def encode_validation(self) -> None:
+        """Encodes every skill's validation rows that are not yet: before a training, so that what
+        is wrong with them costs none."""
+        for skill in self.skills.values():
+            _ = skill.rows
+
     def read(self, files: tuple[Artifact, ...]) -> tuple[Example, ...]:
         """Stored examples, each content once, the newest file's first say."""
         found: dict[str, Example] = {}

@@ -39,6 +39,7 @@ def teach(
         on_creation: numbers logged once, before the first step.
     """
     live, watch = step.live, step.watch
+    live.encode_validation()
     watch.stage("training", f"{expert_id} on {len(train)} rows")
     reporter = step.reporter(run)
     if on_creation:

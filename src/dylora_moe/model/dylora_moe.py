@@ -26,8 +26,8 @@ from dylora_moe.foundation.lean import gated_mlp
 from dylora_moe.foundation.tap import TapReader
 from dylora_moe.foundation.trunk import TrunkBatch, replay
 from dylora_moe.model import checkpointing
-from dylora_moe.model.head import answer_losses_of, ends_at_head, passed_over, selecting
-from dylora_moe.model.last_mlp import computed_at
+from dylora_moe.model.head import answer_losses_of, ends_at_head, passed_over
+from dylora_moe.model.last_mlp import trained_only
 from dylora_moe.model.loss import TrainedPositions, cross_entropy, summed_up, trained_positions
 from dylora_moe.model.operations import count_operations
 from dylora_moe.model.output import RoutedOutput
@@ -166,10 +166,9 @@ class DyLoRAMoE(nn.Module):
             if trunk is not None:
                 stack.enter_context(replay(self.base, trunk.hidden))
             if positions is not None and (trained_logits_only or loss_only):
-                stack.enter_context(selecting(self._head, positions.mask))
-                if self._last_mlp is not None and not self._recomputes:
-                    slot = self.experts.slot
-                    stack.enter_context(computed_at(self._last_mlp, positions.mask, slot))
+                mlp = None if self._recomputes else self._last_mlp
+                slot = self.experts.slot
+                stack.enter_context(trained_only(self._head, mlp, positions.mask, slot))
             if without_logits:
                 stack.enter_context(passed_over(self._head))
             output = self.model(**{k: v for k, v in inputs.items() if v is not None})

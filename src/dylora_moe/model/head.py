@@ -155,7 +155,7 @@ class _HeadLosses(torch.autograd.Function):
                     minus = torch.full_like(own, -1.0)
                     there.copy_(values.div_(total).scatter_add_(1, targets[rows, None], minus))
             if gradient is not None:
-                torch.mm(logits, weight, out=gradient[part])
+                torch.mm(logits.to(weight.dtype), weight, out=gradient[part])
         if gradient is not None:
             ctx.save_for_backward(gradient)
         return losses, greedy

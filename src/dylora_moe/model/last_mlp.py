@@ -8,13 +8,30 @@ thirds of a row are prompt. Knows one module, a mask and the gates' slot; knows 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
 from dylora_moe.experts.gates import Gates, GateSlot
+from dylora_moe.model.head import selecting
+
+
+@contextmanager
+def trained_only(
+    head: nn.Module,
+    mlp: nn.Module | None,
+    mask: Bool[Tensor, "batch seq"],
+    slot: GateSlot,
+) -> Iterator[None]:
+    """Within it the head, and the last block's MLP where there is one to ask, compute these
+    positions alone."""
+    with ExitStack() as stack:
+        stack.enter_context(selecting(head, mask))
+        if mlp is not None:
+            stack.enter_context(computed_at(mlp, mask, slot))
+        yield
 
 
 @contextmanager

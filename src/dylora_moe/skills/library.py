@@ -18,6 +18,7 @@ from dylora_moe.errors import PoolError, RoutingError
 from dylora_moe.foundation import tensor_bytes
 from dylora_moe.foundation.statistics import FeatureStatistics, double, stack_means
 from dylora_moe.skills.ranking import Ranking
+from dylora_moe.skills.separability import require_shrinkage
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +87,7 @@ class SkillLibrary:
     ) -> None:
         self.capacity = capacity
         self.dtype = dtype
+        require_shrinkage(shrinkage)
         self.shrinkage = shrinkage
         self._skills: dict[str, Skill] = {}
         # Made when it is asked for, and kept until a skill comes, goes or changes.

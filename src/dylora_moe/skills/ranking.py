@@ -61,12 +61,13 @@ class Ranking:
         The first stored rows of a skill are taken, so they should be in no order that means
         anything.
         """
-        limit, every = _limit([len(part) for part in rows], most), -(-len(rows) // most)
+        told = [one for one in zip(means, rows, counts, strict=True) if one[2] > 1]
+        told = told[:: max(1, -(-len(told) // most))]
+        limit = _limit([len(part) for _, part, _ in told], most)
         sampled = [
             # The mean is of these rows too, and so nearer to them than to others.
             (double(part[:limit]) - mean) * (count / (count - 1)) ** 0.5
-            for mean, part, count in list(zip(means, rows, counts, strict=True))[::every]
-            if count > 1
+            for mean, part, count in told
         ]
         inner = torch.cat([*sampled, means[:0]])
         variance = inner.square().sum(0) / max(1, len(inner))

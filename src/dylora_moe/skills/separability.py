@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from dylora_moe.errors import DataError
+from dylora_moe.errors import ConfigError, DataError
 from dylora_moe.foundation.gram import gram
 from dylora_moe.records import Interval
 
@@ -55,7 +55,9 @@ def separability(
 
     Raises:
         DataError: a side has fewer than two rows, or the widths differ.
+        ConfigError: shrinkage of 0, 1 or beyond.
     """
+    require_shrinkage(shrinkage)
     if min(new.shape[0], old.shape[0]) < 2 or new.shape[-1] != old.shape[-1]:
         raise DataError(
             f"features of shapes {tuple(new.shape)} and {tuple(old.shape)} cannot be compared; the "
@@ -76,6 +78,12 @@ def separability(
         scores = (left_out.scores(fold) * freedom * 1e9).round()
         values.append(auc(scores[labels == 1], scores[labels == 0]))
     return auc_interval(sum(values) / len(values), len(sides[1]), len(sides[0]), _TRAINING)
+
+
+def require_shrinkage(shrinkage: float) -> None:
+    """ConfigError where no scatter would be left, or nothing but it."""
+    if not 0.0 < shrinkage < 1.0:
+        raise ConfigError(f"shrinkage is {shrinkage}; give a number above 0 and below 1, as 0.1")
 
 
 def auc(positive: Float[Tensor, " n"], negative: Float[Tensor, " m"]) -> float:
@@ -116,7 +124,7 @@ class FoldScores:
 
     Rows are standardised over both sides together, before anything knows which side they are of:
     so the rows that judge a classifier have no part in it, and two sides of one source get 0.5.
-    (Standardised by the spread within the sides, over all rows at once, they would get 0.54 at 16
+    (Standardised by the spread within the sides, over all rows at once, they would get 0.52 at 16
     rows a side.) After that everything is as large as the rows are many.
 
     With X the standardised rows and `A = (X X^T + r I)^-1`, leaving out a fold T needs no new

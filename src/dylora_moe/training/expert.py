@@ -26,7 +26,7 @@ from dylora_moe.training.objective import Rehearsal, RouterLossWeights
 from dylora_moe.training.outcome import TrainingOutcome
 from dylora_moe.training.phases import Phase
 from dylora_moe.training.rows import Rows
-from dylora_moe.training.run import Run, Voice
+from dylora_moe.training.run import Run, Voice, phase_plan
 
 CHECKPOINT_SECONDS = 45.0
 """Wall clock between two checkpoints: a minute of work lost at most."""
@@ -160,9 +160,17 @@ def _identity(model: DyLoRAMoE, task: Task, phases: Sequence[Phase], seed: int) 
         "rehearsal": {skill: len(features) for skill, features in rehearsal.items()},
         "losses": asdict(task.losses),
         "phases": [asdict(phase) for phase in phases],
+        "updates": [
+            _hash(repr(phase_plan(task.train.lengths, phase, seed, index).updates))
+            for index, phase in enumerate(phases)
+        ],
         "seed": seed,
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+    return _hash(json.dumps(facts, sort_keys=True))
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager

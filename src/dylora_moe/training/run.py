@@ -6,7 +6,7 @@ Knows what a phase hands to the next and leaves in its folder; how a step is mad
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -120,8 +120,8 @@ class Run:
         if finished is not None:
             self._take_up(finished, phase)
             return
-        seed = self._seed + 1000 * index
-        plan = plan_updates(self._task.train.lengths, phase, seed)
+        seed = phase_seed(self._seed, index)
+        plan = phase_plan(self._task.train.lengths, phase, self._seed, index)
         best = BestWeights(phase.patience)
         if self._best is not None:
             best = self._best.carry(phase.patience)
@@ -241,6 +241,16 @@ class Run:
         self._meter.load(left["meter"])
         self._done.append(PhaseOutcome(**left["phase"]))
         self._resumed = True
+
+
+def phase_seed(seed: int, index: int) -> int:
+    """The seed of a run's phase, counted from 0."""
+    return seed + 1000 * index
+
+
+def phase_plan(lengths: Sequence[int], phase: Phase, seed: int, index: int) -> UpdatePlan:
+    """The updates of a run's phase over rows of these lengths."""
+    return plan_updates(lengths, phase, phase_seed(seed, index))
 
 
 def _outcome(phase: Phase, plan: UpdatePlan, steps: int, kept: Kept, before: Meter) -> PhaseOutcome:

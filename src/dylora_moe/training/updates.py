@@ -85,11 +85,14 @@ def plan_updates(lengths: Sequence[int], phase: Phase, seed: int) -> UpdatePlan:
     ends: list[int] = []
     sequences: tuple[int, ...] = ()
     for epoch in range(math.ceil(phase.epochs)):
-        passes = _passes([lengths[i] for i in chosen], phase, seed + epoch)
-        of_epoch = _grouped(
-            [tuple(chosen[i] for i in rows) for rows in passes],
-            phase.batch_size * phase.accumulation,
+        sizes = [lengths[i] for i in chosen]
+        grouped = _grouped(
+            _batches(sizes, phase, seed + epoch), phase.batch_size * phase.accumulation
         )
+        of_epoch = [
+            tuple(tuple(chosen[i] for i in rows) for rows in passes)
+            for passes in (_within_room(update, sizes, phase) for update in grouped)
+        ]
         share = min(1.0, phase.epochs - epoch)
         updates += of_epoch[: math.ceil(share * len(of_epoch))]
         ends.append(len(updates))
@@ -100,12 +103,10 @@ def plan_updates(lengths: Sequence[int], phase: Phase, seed: int) -> UpdatePlan:
     return UpdatePlan(tuple(updates), tuple(ends), padding, sequences)
 
 
-def _passes(lengths: Sequence[int], phase: Phase, seed: int) -> list[list[int]]:
-    mean = sum(lengths) / len(lengths)
+def _batches(lengths: Sequence[int], phase: Phase, seed: int) -> list[list[int]]:
     if not phase.packing:
-        groups = length_grouped(lengths, batch_size=phase.batch_size, seed=seed)
-        room = max(max(lengths), math.ceil(_ROOM * phase.batch_size * mean))
-        return [part for group in groups for part in _halved(group, lengths, room)]
+        return length_grouped(lengths, batch_size=phase.batch_size, seed=seed)
+    mean = sum(lengths) / len(lengths)
     capacity = max(max(lengths), math.ceil(phase.batch_size * mean))
     # Shuffled first: rows of one length would otherwise meet the same neighbours in every epoch.
     order = list(range(len(lengths)))
@@ -114,24 +115,34 @@ def _passes(lengths: Sequence[int], phase: Phase, seed: int) -> list[list[int]]:
     return [[order[i] for i in rows] for rows in bins]
 
 
-def _halved(rows: list[int], lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Rows in as many passes as it takes for each to have the room, rows of like length together;
-    an update's gradient is the same however it is cut."""
+def _within_room(
+    update: Sequence[Sequence[int]], lengths: Sequence[int], phase: Phase
+) -> list[list[int]]:
+    """An update's passes, those that are too large in several; its gradient is the same."""
+    if phase.packing:
+        return [list(rows) for rows in update]
+    mean = sum(lengths) / len(lengths)
+    room = max(max(lengths), _ROOM * phase.batch_size * mean)
+    return [part for rows in update for part in _halved(rows, lengths, room)]
+
+
+def _halved(rows: Sequence[int], lengths: Sequence[int], room: float) -> list[list[int]]:
+    """Rows in as many passes as it takes for each to have the room, rows of like length together."""
     if len(rows) * max(lengths[row] for row in rows) <= room:
-        return [rows]
+        return [list(rows)]
     order = sorted(rows, key=lambda row: lengths[row])
     half = len(order) // 2
     parts = [order[:half], order[half:]]
     return [small for part in parts for small in _halved(part, lengths, room)]
 
 
-def _grouped(passes: Sequence[Pass], rows: int) -> list[tuple[Pass, ...]]:
+def _grouped(passes: Sequence[Sequence[int]], rows: int) -> list[list[Sequence[int]]]:
     """Passes in order, put together until an update has about `rows` rows."""
-    updates: list[tuple[Pass, ...]] = []
-    current: list[Pass] = []
+    updates: list[list[Sequence[int]]] = []
+    current: list[Sequence[int]] = []
     for one in passes:
         current.append(one)
         if sum(len(each) for each in current) >= _FULL_ENOUGH * rows:
-            updates.append(tuple(current))
+            updates.append(current)
             current = []
-    return [*updates, tuple(current)] if current else updates
+    return [*updates, current] if current else updates
