@@ -19,6 +19,8 @@ from dylora_moe.parsing import Settings, override, parse
 
 _OWN = "own"
 """The evaluation set that every training has: validation rows of the skill itself."""
+SIMILARITIES = ("cosine-maximum", "cosine-median", "projection")
+"""Novelty tests whose threshold is a bound on a similarity."""
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -68,9 +70,24 @@ class ExpertSettings(Settings):
 
 
 class NoveltySettings(Settings):
-    detector: Literal["classifier", "cosine-maximum", "cosine-median", "entropy"] = "classifier"
+    detector: Literal[
+        "classifier",
+        "cosine-maximum",
+        "cosine-median",
+        "projection",
+        "entropy",
+        "mahalanobis",
+        "gradient-mahalanobis",
+    ] = "classifier"
     threshold: float | None = Field(
-        default=None, description="separability 0.80, cosine 0.85, entropy 0.5 where not given"
+        default=None,
+        description="AUC 0.80, cosine 0.85 (projected 0.95), entropy 0.5 where not given",
+    )
+    delta: float = Field(
+        default=0.0, ge=0, description="the bound on similarity falls by delta * log(1 + experts)"
+    )
+    smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="share of what was before in the moving average"
     )
     badly: float = Field(default=0.5, gt=0, description="relative loss above which a fit is bad")
     min_examples: int = Field(default=32, ge=2)
@@ -79,6 +96,17 @@ class NoveltySettings(Settings):
     max_experts: int | None = Field(default=None, ge=1)
     max_parameters: int | None = Field(default=None, ge=1)
     growth: bool = True
+
+    @field_validator("delta", "smoothing")
+    @classmethod
+    def _of_a_similarity(cls, value: float, info: ValidationInfo) -> float:
+        detector = info.data.get("detector", SIMILARITIES[0])
+        if value and detector not in SIMILARITIES:
+            raise ValueError(
+                f"the detector {detector} compares no similarities; leave it 0, or choose "
+                f"{', '.join(SIMILARITIES)}"
+            )
+        return value
 
 
 class RouterSettings(Settings):

@@ -202,13 +202,3 @@ def test_a_pool_is_measured_on_its_own_rows_and_on_files(taught: Pool, tmp_path:
     assert base.loss > taught.evaluate({"x": file}, expert="letters", generate=False)["x"].loss
     with pytest.raises(PoolError, match="no expert 'sql'"):
         taught.evaluate({"x": file}, expert="sql")
-
-
-@pytest.mark.parametrize("detector", ["cosine-maximum", "cosine-median", "entropy"])
-def test_every_novelty_test_gives_a_verdict(detector: str, taught: Pool) -> None:
-    chosen = settings(novelty={"detector": detector})
-    arrivals = [pools.Arrival("signs", rows(SIGNS, 64, 5))]
-    (plan,) = taught.plan_arrivals(arrivals, settings=chosen)
-    assert plan.verdict.detector == chosen.novelty.detector.replace("entropy", "router-entropy")
-    assert plan.verdict.separability is not None
-    assert len(plan.verdict.nearest) == 2

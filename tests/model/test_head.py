@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 from dylora_moe.experts.gates import Gates
 from dylora_moe.foundation.base import Base, wrap
 from dylora_moe.model import dylora_moe, head
-from dylora_moe.model.head import answer_losses_of, ends_at_head
+from dylora_moe.model.head import adding, answer_losses_of, ends_at_head
 from tests.model.builders import model_of, packed, padded
-from tests.models import FAMILIES, tiny_base, tiny_tokenizer
+from tests.models import D_MODEL, FAMILIES, tiny_base, tiny_tokenizer
 
 
 @pytest.mark.parametrize("at_a_time", [1 << 24, 104 * 2])
@@ -133,3 +133,26 @@ def test_a_head_that_learns_is_left_alone() -> None:
     base = tiny_base()
     base.model.lm_head.weight.requires_grad_(True)
     assert not ends_at_head(base)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gradient_of_a_vector_before_the_head_is_the_sum_over_its_rows_positions(
+    family: str,
+) -> None:
+    model, batch = model_of(family), padded()
+    vectors = torch.zeros(3, D_MODEL, requires_grad=True)
+    hooks = dict(model._head._forward_pre_hooks)
+    with adding(model._head, vectors):
+        output = model(**batch, expert="base", loss_only=True, num_items_in_batch=1)
+    (found,) = torch.autograd.grad(output.loss, vectors)
+    with torch.no_grad(), model.passes.bound(None):
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        hidden = model.model.base_model(**inputs, use_cache=False)[0]
+    hidden.requires_grad_()
+    there = batch["labels"][:, 1:] != -100
+    logits, targets = model._head(hidden[:, :-1][there]), batch["labels"][:, 1:][there]
+    loss = functional.cross_entropy(logits, targets, reduction="sum")
+    torch.testing.assert_close(output.loss, loss, atol=1e-4, rtol=1e-5)
+    (expected,) = torch.autograd.grad(loss, hidden)
+    torch.testing.assert_close(found, expected.sum(1), atol=1e-4, rtol=1e-4)
+    assert dict(model._head._forward_pre_hooks) == hooks

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dylora_moe.scoring.bootstrap import Paired, mean_ratio, paired_bootstrap
+from dylora_moe.scoring.bootstrap import Paired, macro_bootstrap, mean_ratio, paired_bootstrap
 
 
 def test_a_system_against_itself_differs_by_exactly_nothing() -> None:
@@ -47,6 +47,71 @@ def test_the_mean_of_ratios_weighs_skills_alike() -> None:
     assert (found.value, found.low, found.high) == (1.5, 1.5, 1.5)
 
 
+def test_a_ratio_of_macro_averages_weighs_skills_alike_and_takes_them_before_dividing() -> None:
+    pairs = [Paired([1.0] * 10, [0.5] * 10), Paired([0.5] * 500, [0.5] * 500)]
+    found = macro_bootstrap(pairs)
+    assert (found.value, found.low, found.high) == (1.5, 1.5, 1.5)
+    unlike = [Paired([1.0] * 4, [0.8] * 4), Paired([0.2] * 4, [0.1] * 4)]
+    assert macro_bootstrap(unlike).value == pytest.approx(1.2 / 0.9)
+    assert mean_ratio(unlike).value == pytest.approx((1.25 + 2) / 2)
+    difference = macro_bootstrap(unlike, statistic="difference")
+    assert difference.value == pytest.approx((0.2 + 0.1) / 2)
+
+
+def test_of_one_skill_the_macro_average_is_the_average() -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.random(40).tolist(), rng.random(40).tolist()
+    one = macro_bootstrap([Paired(first, second)])
+    plain = paired_bootstrap(first, second, statistic="ratio")
+    assert one.value == pytest.approx(plain.value)
+    # Its ends are resamples, those of the plain one lie between two of them.
+    assert one.low <= plain.low <= plain.high <= one.high
+    assert (one.low, one.high) == pytest.approx((plain.low, plain.high), abs=0.01)
+
+
+def test_a_skill_with_nothing_right_counts_in_a_ratio_of_macro_averages() -> None:
+    right, wrong = [1.0, 0.0] * 20, [0.0] * 40
+    found = macro_bootstrap([Paired(right, right), Paired(right, wrong)])
+    assert found.value == pytest.approx(2)
+    assert 1 < found.low <= found.value <= found.high < 4
+    with pytest.raises(ValueError, match="take the difference"):
+        macro_bootstrap([Paired(right, wrong)])
+    above = macro_bootstrap([Paired(right, wrong)], statistic="difference")
+    assert above.value == pytest.approx(0.5)
+    assert 0.3 < above.low < 0.5 < above.high < 0.7
+
+
+def test_a_ratio_to_next_to_nothing_has_no_upper_end() -> None:
+    one_right = [1.0, *[0.0] * 29]
+    found = macro_bootstrap([Paired([1.0] * 30, one_right)])
+    assert found.value == pytest.approx(30)
+    assert np.isfinite(found.low)
+    assert found.high == np.inf
+    both = macro_bootstrap([Paired(one_right, one_right)])
+    assert (both.value, both.low, both.high) == (1, -np.inf, np.inf)
+
+
+def test_the_interval_of_a_macro_ratio_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(2)
+    covered = 0
+    for seed in range(200):
+        pairs = []
+        for first, second in ((0.9, 0.6), (0.5, 0.4)):
+            drawn = rng.random(80)  # both systems fail on the same hard rows
+            pairs.append(Paired((drawn < first).tolist(), (drawn < second).tolist()))
+        found = macro_bootstrap(pairs, rounds=400, seed=seed)
+        covered += found.low <= 1.4 <= found.high
+    assert 0.88 <= covered / 200 <= 0.99
+
+
 def test_unpaired_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="unpaired"):
         paired_bootstrap([1.0], [1.0, 2.0])
+
+
+def test_no_pairs_and_no_rounds_are_refused() -> None:
+    for bootstrap in (mean_ratio, macro_bootstrap):
+        with pytest.raises(ValueError, match="at least one pair"):
+            bootstrap([])
+        with pytest.raises(ValueError, match="rounds must be positive"):
+            bootstrap([Paired([1.0], [1.0])], rounds=0)

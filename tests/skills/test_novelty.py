@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -10,8 +12,11 @@ from dylora_moe.records import Interval
 from dylora_moe.skills.classifier import ClassifierTwoSample
 from dylora_moe.skills.cosine import Cosine, mean_interval
 from dylora_moe.skills.library import SkillLibrary
+from dylora_moe.skills.mahalanobis import Mahalanobis
 from dylora_moe.skills.novelty import Limits, NoveltyDetector, decide
+from dylora_moe.skills.projection import ContrastiveProjection, ProjectedCosine
 from dylora_moe.skills.router_entropy import RouterEntropy
+from dylora_moe.skills.smoothing import Smoothed
 
 from .builders import cluster, library
 
@@ -72,6 +77,9 @@ def test_the_thresholds_are_the_callers() -> None:
         Limits(samples=1)
 
 
+STRANGERS = torch.cat([cluster(500 + index, 1) for index in range(100)])
+
+
 def entropy_of(features: torch.Tensor) -> torch.Tensor:
     """Stands for a router that is in doubt about skill 7's cluster alone."""
     far = (features - cluster(7).mean(0)).norm(dim=-1) < 8
@@ -80,7 +88,11 @@ def entropy_of(features: torch.Tensor) -> torch.Tensor:
 
 DETECTORS: list[NoveltyDetector] = [
     ClassifierTwoSample(),
-    Cosine(similarity=0.9999, mode="maximum"),
+    Cosine(similarity=0.998, mode="maximum"),
+    Cosine(similarity=0.9995, delta=0.001, experts=3),
+    Smoothed(Cosine(similarity=0.998), 0.1, before=0.0),
+    Mahalanobis(),
+    ProjectedCosine(Cosine(), ContrastiveProjection(STRANGERS)),
     RouterEntropy(entropy_of),
 ]
 
@@ -90,8 +102,6 @@ def test_every_detector_names_novel_what_is_new_and_known_what_returns(
     detector: NoveltyDetector,
 ) -> None:
     pool = library()
-    if isinstance(detector, Cosine):
-        detector = Cosine(similarity=0.998)
     new, returning = cluster(7, 64, seed=5), cluster(1, 64, seed=5)
     assert detector.is_novel(new, pool)
     assert not detector.is_novel(returning, pool)
@@ -141,3 +151,12 @@ def test_the_interval_of_a_mean_is_students() -> None:
     assert interval.value == 2.5
     assert interval.high - 2.5 == pytest.approx(3.182 * 1.29099 / 2, rel=0.02)
     assert mean_interval([1.0]).low == -float("inf")
+
+
+def test_an_adaptive_threshold_falls_with_the_logarithm_of_the_experts() -> None:
+    bounds = [1 - Cosine(0.85, delta=0.1, experts=k).threshold for k in (0, 1, 3, 7)]
+    assert bounds == pytest.approx([0.85 - 0.1 * step * math.log(2) for step in range(4)])
+    assert Cosine(0.85, experts=7).threshold == Cosine(0.85).threshold
+    pool, new = library(), cluster(7, 64, seed=5)
+    assert Cosine(0.998).is_novel(new, pool)
+    assert not Cosine(0.998, delta=0.1, experts=3).is_novel(new, pool)

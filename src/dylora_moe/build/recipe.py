@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from typing import Literal
 
-from dylora_moe.config import LearnSettings, NoveltySettings, PhaseSettings
-from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.build.detectors import make_detector, representation_of
+from dylora_moe.config import LearnSettings, PhaseSettings
 from dylora_moe.lifecycle.recipe import ExpertShape, Recipe
-from dylora_moe.skills.classifier import ClassifierTwoSample
-from dylora_moe.skills.cosine import Cosine
 from dylora_moe.skills.growth import GrowthLimits
-from dylora_moe.skills.novelty import Limits, NoveltyDetector
-from dylora_moe.skills.router_entropy import RouterEntropy
 from dylora_moe.text.reading import read_examples
 from dylora_moe.training.objective import RouterLossWeights
 from dylora_moe.training.phases import Phase
-
-_THRESHOLDS = {"classifier": 0.80, "cosine-maximum": 0.85, "cosine-median": 0.85, "entropy": 0.5}
 
 
 def make_recipe(settings: LearnSettings) -> Recipe:
@@ -37,8 +30,8 @@ def make_recipe(settings: LearnSettings) -> Recipe:
         validation_fraction=settings.validation_fraction,
         max_length=settings.max_length,
         drop_long=settings.drop_long,
-        detector=_detector(novelty, settings.seed),
-        last_layer=novelty.detector.startswith("cosine"),
+        detector=make_detector(novelty, settings.seed),
+        representation=representation_of(novelty),
         growth=GrowthLimits(
             allowed=novelty.growth,
             max_experts=novelty.max_experts,
@@ -70,28 +63,3 @@ def make_recipe(settings: LearnSettings) -> Recipe:
 def _phase(name: Literal["seeding", "consolidation"], settings: PhaseSettings) -> Phase:
     values = settings.model_dump()
     return Phase(name=name, scheduler=values.pop("schedule"), **values)
-
-
-def _detector(settings: NoveltySettings, seed: int) -> Callable[[LivePool], NoveltyDetector]:
-    threshold = settings.threshold
-    if threshold is None:
-        threshold = _THRESHOLDS[settings.detector]
-    limits = Limits(settings.badly, settings.min_examples, settings.min_tokens)
-
-    def make(live: LivePool) -> NoveltyDetector:
-        if settings.detector == "classifier":
-            return ClassifierTwoSample(threshold, limits, seed=seed)
-        if settings.detector == "entropy":
-            return RouterEntropy(
-                lambda features: live.router(features.to(live.base.device)).entropy,
-                threshold,
-                Limits(limits.fit, limits.samples, limits.tokens, settled=float("inf")),
-            )
-        mode: Literal["maximum", "median"] = (
-            "maximum" if settings.detector == "cosine-maximum" else "median"
-        )
-        return Cosine(
-            threshold, mode, Limits(limits.fit, limits.samples, limits.tokens, settled=2.0)
-        )
-
-    return make

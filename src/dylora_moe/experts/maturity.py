@@ -45,8 +45,8 @@ def after_training(
         steps_after_warmup: optimizer steps of this round beyond its warm-up.
         loss: the expert's token-mean validation loss on its own skill.
         base_loss: the base's on the same rows.
-        neighbour_loss: the best other expert's on these rows, measured or by its share of the base's
-            loss on others of the skill; None where there is none.
+        neighbour_loss: the best other expert's on these rows, measured or by its share of the
+            base's loss on others of the skill; None where there is none.
 
     Returns:
         Maturity in `previous`..1: more for more steps and a lower loss, less for a lower loss of

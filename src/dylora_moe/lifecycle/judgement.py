@@ -65,8 +65,8 @@ def judge(
 
     Answer passes are most of a verdict's cost. So everyone is first looked at on a few rows, and
     these are enough where they settle it: rows told apart from every skill, which the nearest
-    expert does badly by its whole 99% interval, with as many answer tokens as an arrival needs. The second-nearest expert is asked only where it can
-    change the verdict, or whom it names.
+    expert does badly by its whole 99% interval, with as many answer tokens as an arrival needs. The
+    second-nearest expert is asked only where it can change the verdict, or whom it names.
 
     Args:
         card: the pool's scores; an expert's own validation loss is read from it.

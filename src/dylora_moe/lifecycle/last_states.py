@@ -10,8 +10,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dylora_moe.lifecycle.live import LivePool
-from dylora_moe.lifecycle.observation import Observation
-from dylora_moe.skills.library import SkillLibrary
 from dylora_moe.text.batching import length_grouped
 from dylora_moe.training.rows import Rows
 
@@ -36,22 +34,3 @@ def last_layer_states(live: LivePool, rows: Rows) -> Float[Tensor, "n d_model"]:
             mean = (states * mask).sum(1) / mask.sum(1)
             found[group] = torch.nn.functional.normalize(mean, dim=-1).cpu()
     return found
-
-
-def last_layer_of(live: LivePool, observation: Observation) -> Float[Tensor, "n d_model"]:
-    """`last_layer_states` of all rows of an arrival."""
-    parts = [observation.train]
-    if observation.validation is not None:
-        parts.append(observation.validation)
-    return torch.cat([last_layer_states(live, rows) for rows in parts])
-
-
-def last_layer_library(live: LivePool) -> SkillLibrary:
-    """The live skills with last-layer states of their stored rows instead of tap features; without
-    those that came as prompts alone, of which only the tap features are stored."""
-    library = SkillLibrary()
-    for record in live.revision.skills:
-        if record.examples:
-            rows = live.encode(live.read(record.examples))
-            library.add_skill(record.skill_id, last_layer_states(live, rows), record.expert_id)
-    return library

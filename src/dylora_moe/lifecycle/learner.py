@@ -19,11 +19,11 @@ from dylora_moe.lifecycle.cost import estimate
 from dylora_moe.lifecycle.creating import create, growth_refusals
 from dylora_moe.lifecycle.gathering import Gathered, fitting, joined
 from dylora_moe.lifecycle.judgement import Judgement, judge
-from dylora_moe.lifecycle.last_states import last_layer_library, last_layer_of
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.names import find_skill
 from dylora_moe.lifecycle.observation import Observation, observe, stored_sides
 from dylora_moe.lifecycle.recipe import Order, Recipe
+from dylora_moe.lifecycle.representations import compared
 from dylora_moe.lifecycle.results import Cost, LearnResult, Plan
 from dylora_moe.lifecycle.step import Step, finished, warn_of_name
 from dylora_moe.lifecycle.telling import RunReporters
@@ -144,15 +144,14 @@ class Learner:
             progress=lambda done, total: self.watch.progress(done, total, {}),
         )
         self.watch.stage("verdict", arrival.name)
-        detector = self.recipe.detector(self.live)
-        last = self.recipe.last_layer
+        seen = compared(self.live, observation, self.recipe.representation)
         judgement = judge(
             self.live,
             load_card(self.live, self.stores.artifacts),
             observation,
-            detector,
-            library=last_layer_library(self.live) if last else None,
-            features=last_layer_of(self.live, observation) if last else None,
+            self.recipe.detector(self.live, self.stores.registry),
+            library=seen.library,
+            features=seen.features,
             both=self.recipe.shape.start == "merge",
         )
         return observation, judgement
@@ -233,6 +232,7 @@ class Learner:
             "nearest": [list(pair) for pair in verdict.nearest],
             "nearest_losses": to_names(self.live, judgement.losses),
             "base_loss": judgement.base_loss,
+            "fit_rows": judgement.rows,
             "seconds": observation.trunk_seconds,
             "detector": verdict.detector,
             "similarity": {verdict.detector: verdict.nearest[0][1]} if verdict.nearest else {},

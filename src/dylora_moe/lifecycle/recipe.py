@@ -12,6 +12,7 @@ from typing import Literal
 from dylora_moe.errors import ConfigError
 from dylora_moe.experts.sites import Targets
 from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.ports import Registry
 from dylora_moe.records import Example
 from dylora_moe.routing.correction import GateKind
 from dylora_moe.routing.routing import Granularity
@@ -19,6 +20,10 @@ from dylora_moe.skills.growth import GrowthLimits
 from dylora_moe.skills.novelty import NoveltyDetector
 from dylora_moe.training.objective import RouterLossWeights
 from dylora_moe.training.phases import Phase
+
+Representation = Literal["tap", "last-layer", "gradient"]
+"""What a novelty test compares: stored tap features, mean last-layer states of the prompts, or
+gradients of the answers' loss."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +44,8 @@ class Recipe:
     Attributes:
         max_length: tokens of a row; the model's context where None.
         drop_long: longer rows are left out, not refused.
-        detector: makes the novelty test for the live pool.
-        last_layer: whether the test looks at last-layer states instead of the tap's features.
+        detector: makes the novelty test for the live pool and what has happened in it.
+        representation: what the test compares.
         new_expert: phases of a new expert, and of one whose answers are revised.
         more_data: phases of an expert that gets more data of the same answers.
         fit_steps: of rehearsal on stored features after each change.
@@ -59,8 +64,8 @@ class Recipe:
     validation_fraction: float
     max_length: int | None
     drop_long: bool
-    detector: Callable[[LivePool], NoveltyDetector]
-    last_layer: bool
+    detector: Callable[[LivePool, Registry], NoveltyDetector]
+    representation: Representation
     growth: GrowthLimits
     shape: ExpertShape
     new_expert: tuple[Phase, ...]

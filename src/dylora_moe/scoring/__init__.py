@@ -1,1 +1,1 @@
-"""How good an answer, a run and a difference are: pure functions on text and numbers."""
+"""How good an answer, a run, a detector and a difference are: pure functions, no model library."""

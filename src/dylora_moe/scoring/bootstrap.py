@@ -64,13 +64,56 @@ def mean_ratio(
     return _interval(pairs, "ratio", rounds, confidence, seed)
 
 
+def macro_bootstrap(
+    pairs: Sequence[Paired],
+    *,
+    statistic: Literal["difference", "ratio"] = "ratio",
+    rounds: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Two systems' macro averages, divided or subtracted: the mean over skills of `first`'s means
+    and that of `second`'s. Rows are resampled within each skill, the same for both systems.
+
+    The ratio of the means, where `mean_ratio` is the mean of the ratios: a skill at which `second`
+    has nothing right has no ratio of its own, and counts here like any other. The interval of one
+    system's macro average is that of its difference from zeros.
+
+    Args:
+        pairs: one for each skill.
+        statistic: `ratio` or `difference` of the two macro averages.
+        rounds, confidence, seed: as `paired_bootstrap`.
+
+    Returns:
+        The interval; an end is infinite where so little of `second` is right that more resamples
+        hold nothing of it than the interval leaves out.
+
+    Raises:
+        ValueError: no pairs, rows that are not paired, or a ratio to a mean of zero.
+    """
+    _check(pairs, rounds, confidence)
+    rng = np.random.default_rng(seed)
+    total, resampled = np.zeros((1, 3)), np.zeros((rounds, 3))
+    for pair in pairs:
+        columns = _columns(pair)
+        total += _means(columns.sum(axis=0, keepdims=True))
+        resampled += _means(_resampled_sums(columns, rounds, rng))
+    if statistic == "ratio" and total[0, 1] == 0:
+        raise ValueError("the second system's mean is zero; take the difference")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = _statistic(resampled, statistic)
+    tail = (1 - confidence) / 2
+    # A resample with nothing right on either side may be any ratio, so it widens both ends. Ends
+    # are resamples, not points between two, of which one may be infinite.
+    low = np.quantile(np.where(np.isnan(values), -np.inf, values), tail, method="lower")
+    high = np.quantile(np.where(np.isnan(values), np.inf, values), 1 - tail, method="higher")
+    return Interval(float(_statistic(total, statistic)[0]), float(low), float(high))
+
+
 def _interval(
     pairs: Sequence[Paired], statistic: str, rounds: int, confidence: float, seed: int
 ) -> Interval:
-    if not pairs:
-        raise ValueError("a bootstrap needs at least one pair of systems")
-    if rounds < 1 or not 0 < confidence < 1:
-        raise ValueError("rounds must be positive and confidence between 0 and 1")
+    _check(pairs, rounds, confidence)
     rng = np.random.default_rng(seed)
     values, resampled = [], np.zeros(rounds)
     for pair in pairs:
@@ -83,6 +126,13 @@ def _interval(
     return Interval(float(np.mean(values)), float(low), float(high))
 
 
+def _check(pairs: Sequence[Paired], rounds: int, confidence: float) -> None:
+    if not pairs:
+        raise ValueError("a bootstrap needs at least one pair of systems")
+    if rounds < 1 or not 0 < confidence < 1:
+        raise ValueError("rounds must be positive and confidence between 0 and 1")
+
+
 def _columns(pair: Paired) -> NDArray[np.float64]:
     """`[rows, 3]`: weighted first, weighted second, weight."""
     first = np.asarray(pair.first, dtype=np.float64)
@@ -93,6 +143,11 @@ def _columns(pair: Paired) -> NDArray[np.float64]:
     if len(first) == 0 or weights.min() <= 0:
         raise ValueError("a bootstrap needs at least one row and positive weights")
     return np.stack([first * weights, second * weights, weights], axis=1)
+
+
+def _means(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weighted sums `[rounds, 3]` as weighted means, with a weight of one."""
+    return np.asarray(sums / sums[:, 2:])
 
 
 def _resampled_sums(

@@ -6,6 +6,7 @@ point the same way, so with the usual thresholds it takes different skills for o
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass, field
 from typing import Literal
@@ -27,16 +28,20 @@ class Cosine(NoveltyDetector):
     the parts give the interval. Separability is 1 - similarity.
 
     Attributes:
-        similarity: the bound.
+        similarity: the bound in an empty pool.
         mode: `maximum` over the skills, or `median`.
         limits: what an arrival needs to be judged.
         batches: parts of the arrival whose similarities are averaged.
+        delta: of the bound that falls as the pool grows, `similarity - delta * log(1 + experts)`.
+        experts: in the pool that the test is for; they count where there is a delta.
     """
 
     similarity: float = 0.85
     mode: Literal["maximum", "median"] = "maximum"
     limits: Limits = field(default_factory=lambda: Limits(settled=2.0))
     batches: int = 4
+    delta: float = 0.0
+    experts: int = 0
 
     @property
     def name(self) -> str:
@@ -44,7 +49,7 @@ class Cosine(NoveltyDetector):
 
     @property
     def threshold(self) -> float:
-        return 1 - self.similarity
+        return 1 - (self.similarity - self.delta * math.log1p(self.experts))
 
     def measure(self, features: Float[Tensor, "batch d"], library: SkillLibrary) -> Measurement:
         """1 - cosine to each skill, and the interval of their maximum or median over the parts."""

@@ -127,7 +127,7 @@ def _within_room(
 
 
 def _halved(rows: Sequence[int], lengths: Sequence[int], room: float) -> list[list[int]]:
-    """Rows in as many passes as it takes for each to have the room, rows of like length together."""
+    """Rows in as many passes as it takes for each to have room, rows of like length together."""
     if len(rows) * max(lengths[row] for row in rows) <= room:
         return [list(rows)]
     order = sorted(rows, key=lambda row: lengths[row])
