@@ -69,10 +69,3 @@ def test_of_more_skills_than_rows_allowed_some_stand_for_all() -> None:
 def test_skills_of_one_row_have_no_scatter_and_are_ranked() -> None:
     groups = [cluster(index, 1) for index in range(3)]
     assert int(ranking(groups).distances(groups[1][0].double()).argmin()) == 1
-
-
-def test_a_sample_of_many_skills_is_as_large_as_it_may_be() -> None:
-    parts = [torch.randn(3, 4) for _ in range(20)]
-    means = torch.stack([part.mean(0) for part in parts]).double()
-    ranking = Ranking.of(means, parts, [3] * 20, 0.1, most=15)
-    assert 10 <= len(ranking.rows) <= 15

@@ -1,7 +1,7 @@
 """The last block's MLP, computed only where something is learned.
 
 Of what the last block gives, the loss reads the trained positions alone; its attention has to look
-at every position, its MLP works on each by itself. That MLP is four fifths of a block, and two
+at every position, its MLP works on each by itself. That MLP is three quarters of a block, and two
 thirds of a row are prompt. Knows one module, a mask and the gates' slot; knows no losses.
 """
 

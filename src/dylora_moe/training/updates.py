@@ -22,7 +22,7 @@ Pass = tuple[int, ...]
 _ROOM = 1.5
 """Padded tokens of a forward pass at most, in tokens of a batch of mean rows: the few longest rows
 together would otherwise take as much memory as everything else (SmolLM2, 266 wikisql rows: 1,584
-tokens where the other batches have 570, and 2.5 GB where they take 1.8)."""
+tokens where the other batches have 570, and a peak of 2.5 GB; in several passes 2.0)."""
 
 _FULL_ENOUGH = 0.75
 """Share of an update's rows from which it counts as full: batches of like length vary in size."""
