@@ -24,6 +24,8 @@ class Row:
         must, aim: the goals; None where there is no such goal.
         low, high: the lowest and the highest round.
         note: what a reader has to know.
+        interval: whether low and high are a confidence interval: then its end nearest to failing
+            decides the must.
     """
 
     measure: str
@@ -34,6 +36,7 @@ class Row:
     low: float | None = None
     high: float | None = None
     note: str = ""
+    interval: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,9 @@ def run_training(options: Options) -> Mapping[str, Any]:
     model.train()
     task = _task(options, model, first, tuple(others[:2]))
     rows = tuple(range(len(task.train)))
-    update = UpdateGradient(model, task, _PHASE, 1000, 0, MicroBatches(len(rows), print))
+    lengths = task.train.lengths
+    micro = MicroBatches(sum(lengths), lengths, print)
+    update = UpdateGradient(model, task, _PHASE, 1000, 0, micro)
     every = torch.optim.AdamW([p for group in update.groups.values() for p in group], lr=1e-5)
     gate = torch.optim.AdamW(update.groups["router"], lr=1e-5)
     assert task.rehearsal is not None

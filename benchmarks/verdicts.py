@@ -89,9 +89,9 @@ def judge(row: Row) -> Verdict:
         return Verdict.REPORTED
     if row.value is None:
         return Verdict.NOT_MEASURED
-    if row.must is not None and _short(row, row.must):
+    if row.must is not None and _short(row, _decisive(row), row.must):
         return Verdict.SHORT_OF_MUST
-    if row.aim is not None and _short(row, row.aim):
+    if row.aim is not None and _short(row, row.value, row.aim):
         return Verdict.SHORT_OF_AIM
     return Verdict.REACHED
 
@@ -110,7 +110,7 @@ def number(value: float | None) -> str:
 
 
 def spread(row: Row) -> str:
-    """The lowest and the highest round."""
+    """The lowest and the highest round, or the ends of the interval."""
     if row.low is None or row.high is None:
         return "-"
     low, high = number(row.low), number(row.high)
@@ -141,14 +141,22 @@ def _row(found: Mapping[str, Any], path: Path) -> Row:
     return Row(**found)
 
 
-def _short(row: Row, wanted: float) -> bool:
+def _decisive(row: Row) -> float:
+    """What decides the must: the value, or the end of its interval that is nearest to failing."""
     assert row.value is not None
-    return row.value > wanted if row.direction == "at most" else row.value < wanted
+    if not row.interval or row.low is None or row.high is None:
+        return row.value
+    return row.high if row.direction == "at most" else row.low
+
+
+def _short(row: Row, value: float, wanted: float) -> bool:
+    return value > wanted if row.direction == "at most" else value < wanted
 
 
 def _gap(one: Entry) -> float:
-    """How far the value is on the wrong side of the goal that it is short of, relatively."""
-    wanted = one.row.must if one.verdict is Verdict.SHORT_OF_MUST else one.row.aim
+    """How far what decides is on the wrong side of the goal that it is short of, relatively."""
+    of_must = one.verdict is Verdict.SHORT_OF_MUST
+    wanted = one.row.must if of_must else one.row.aim
     if one.verdict > Verdict.SHORT_OF_AIM or wanted is None or one.row.value is None:
         return 0.0
-    return abs(one.row.value - wanted) / max(abs(wanted), 1e-9)
+    return abs((_decisive(one.row) if of_must else one.row.value) - wanted) / max(abs(wanted), 1e-9)

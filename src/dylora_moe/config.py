@@ -56,7 +56,7 @@ def _consolidation() -> PhaseSettings:
 
 
 def _more_data() -> PhaseSettings:
-    return PhaseSettings(epochs=1.0, learning_rate=3e-4)
+    return PhaseSettings(epochs=3.0, learning_rate=1e-3)
 
 
 class ExpertSettings(Settings):
@@ -96,6 +96,18 @@ class NoveltySettings(Settings):
     max_experts: int | None = Field(default=None, ge=1)
     max_parameters: int | None = Field(default=None, ge=1)
     growth: bool = True
+    strange_share: float = Field(
+        default=0.05,
+        ge=0,
+        lt=1,
+        description="of mixed traffic: share of a skill's own rows that may be called strange",
+    )
+    alike: float = Field(
+        default=0.3, gt=-1, lt=1, description="mean cosine from which on two clusters are one"
+    )
+    min_cluster: int = Field(
+        default=64, ge=2, description="strange rows of a kind that become an arrival"
+    )
 
     @field_validator("delta", "smoothing")
     @classmethod
@@ -150,6 +162,9 @@ class LearnSettings(Settings):
     consolidation: PhaseSettings = Field(default_factory=_consolidation)
     more_data: PhaseSettings = Field(
         default_factory=_more_data, description="of an expert that gets more data of its skill"
+    )
+    replay: float = Field(
+        default=3.0, ge=0, description="stored rows of the expert that train beside each new one"
     )
     novelty: NoveltySettings = NoveltySettings()
     router: RouterSettings = RouterSettings()
@@ -209,6 +224,7 @@ class ArrivalSettings(Settings):
     into: str | None = Field(default=None, description="overrule: this skill, whatever the verdict")
     as_new: bool = Field(default=False, description="overrule: a new expert, whatever the verdict")
     expert_name: str | None = Field(default=None, description="what to call a new expert")
+    mixed: bool = Field(default=False, description="rows of several skills, sorted first")
 
 
 class StreamSettings(Settings):

@@ -105,6 +105,10 @@ class ExampleStore(Protocol):
         """Batches that wait, oldest first, as (name, rows)."""
         ...
 
+    def keep(self, name: str, examples: Sequence[Example]) -> None:
+        """From now on just these rows wait under the name."""
+        ...
+
     def admit(self, names: Sequence[str]) -> None:
         """Takes batches out of the waiting room."""
         ...

@@ -208,6 +208,8 @@ class Verdict:
             None when not measured.
         nearest: skill ids with their separability, nearest first.
         reason: one line for people.
+        detector: the novelty test that says so.
+        threshold: separability above which it counts as another skill; None where none was asked.
     """
 
     name: VerdictName
@@ -216,6 +218,7 @@ class Verdict:
     nearest: tuple[tuple[str, float], ...]
     reason: str
     detector: str = "classifier"
+    threshold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

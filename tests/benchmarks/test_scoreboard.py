@@ -150,3 +150,14 @@ def test_no_kept_result_is_of_toy_size_or_has_a_check_that_does_not_hold() -> No
     for result in verdicts.read_results():
         assert not result.raw.get("settings", {}).get("toy"), result.name
         assert all(check["holds"] for check in result.raw.get("checks", [])), result.name
+
+
+def test_of_an_interval_the_end_nearest_to_failing_decides_the_must_and_the_point_the_aim() -> None:
+    one = Row("m", 0.98, "at least", 0.97, 0.975, low=0.96, high=1.0, interval=True)
+    assert verdicts.judge(one) is Verdict.SHORT_OF_MUST
+    assert verdicts.judge(replace(one, low=0.972)) is Verdict.REACHED
+    assert verdicts.judge(replace(one, low=0.972, aim=0.99)) is Verdict.SHORT_OF_AIM
+    assert verdicts.judge(replace(one, interval=False)) is Verdict.REACHED
+    most = Row("m", 0.5, "at most", 1.0, 0.6, low=0.4, high=1.1, interval=True)
+    assert verdicts.judge(most) is Verdict.SHORT_OF_MUST
+    assert verdicts.judge(replace(most, high=0.9)) is Verdict.REACHED

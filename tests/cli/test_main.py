@@ -22,6 +22,7 @@ COMMANDS = {
     "init", "plan", "learn", "eval", "generate", "chat", "report", "doctor",
     "experts list", "experts show", "experts import", "experts export", "experts rename",
     "experts rollback", "experts remove", "data preview", "data sample",
+    "bench continual",
 }  # fmt: skip
 
 HEAVY = ("torch", "transformers", "peft", "matplotlib", "sklearn", "datasets", "sqlalchemy")
@@ -37,7 +38,7 @@ def paths(command: object = None, path: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def test_the_commands_are_those_of_the_manual() -> None:
-    groups = {(), ("experts",), ("data",)}
+    groups = {(), ("experts",), ("data",), ("bench",)}
     assert {" ".join(path) for path in paths() if path not in groups} == COMMANDS
 
 
@@ -54,7 +55,7 @@ def test_every_help_renders_and_loads_no_model_library() -> None:
     asked = [sys.executable, "-c", script, json.dumps(every), json.dumps(HEAVY)]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Usage:") == len(every) == len(COMMANDS) + 3
+    assert done.stdout.count("Usage:") == len(every) == len(COMMANDS) + 4
 
 
 def test_help_takes_less_than_a_second() -> None:

@@ -42,7 +42,7 @@ def test_an_answer_that_fills_the_context_ends_there_and_the_others_do_not(pool:
         answer(pool.live, [prompt], sampling=Sampling(max_new_tokens=12))[0].text
         for prompt in prompts
     ]
-    assert complete(pool.live, begun) == expected
+    assert complete(pool.live.model, begun) == expected
     assert 0 < len(expected[0]) <= 5
 
 
@@ -53,11 +53,11 @@ def test_what_is_known_beyond_a_limit_or_a_stop_token_is_cut_off(
     known = pool.live.base.tokenizer("abcdef")["input_ids"]
     prompt = encode_prompt("abc", pool.live.base.tokenizer)
     begun = [Begun(prompt, known, 4), Begun(prompt, [*known[:2], EOS, *known], 20)]
-    assert complete(pool.live, begun) == ["abcd", "ab"]
+    assert complete(pool.live.model, begun) == ["abcd", "ab"]
 
 
 def test_nothing_to_finish_is_nothing(pool: Pool) -> None:
-    assert complete(pool.live, []) == []
+    assert complete(pool.live.model, []) == []
 
 
 def test_each_row_of_a_batch_ends_after_its_own_number_of_tokens() -> None:

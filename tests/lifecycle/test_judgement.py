@@ -9,14 +9,16 @@ import pytest
 import torch
 
 from dylora_moe.build.pool import Pool
+from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.lifecycle import judgement
 from dylora_moe.lifecycle.change import load_card
-from dylora_moe.lifecycle.judgement import Judgement, judge, relative_loss
+from dylora_moe.lifecycle.judgement import Judgement, does_badly_by_t, judge, relative_loss
 from dylora_moe.lifecycle.observation import observe
 from dylora_moe.records import Arrival, Example, Interval
 from dylora_moe.skills.classifier import ClassifierTwoSample
 from dylora_moe.skills.novelty import Limits
 from dylora_moe.training.measure import RowLosses, answer_losses
+from dylora_moe.training.rows import Rows
 from tests.pools import LETTERS, SIGNS, rows
 
 
@@ -82,7 +84,7 @@ def test_what_is_new_at_a_glance_costs_no_whole_pass(
     glance, passes = looked_at(taught, "signs", signs, monkeypatch, both=False)
     look, all_passes = looked_at(taught, "signs", signs, monkeypatch, both=True)
     assert glance.verdict.name == look.verdict.name == "novel"
-    assert [count for _, count in passes] == [16, 16, 16]
+    assert [count for _, count in passes] == [16, 16, 8]
     assert len({expert for expert, _ in passes}) == 3
     assert len(all_passes) == 6
     whole = sum(count for _, count in all_passes) // 3
@@ -127,11 +129,66 @@ def test_a_fit_in_doubt_at_a_glance_is_settled_by_the_whole_sample(
         return doubt if len(expert.total) == 16 else own(expert, base, home, **level)
 
     monkeypatch.setattr(judgement, "relative_loss", relative)
+    monkeypatch.setattr(judgement, "does_badly_by_t", lambda *of: False)
     found, passes = looked_at(taught, "signs", rows(SIGNS, 64, 5), monkeypatch, both=False)
     assert found.verdict.name == "novel"
     assert found.verdict.fit != doubt
     assert len({expert for expert, _ in passes}) == 3
     assert sum(count for _, count in passes) > 3 * 48
+
+
+def test_where_half_a_glance_is_in_doubt_the_second_expert_gets_the_other_half(
+    taught: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signs = rows(SIGNS, 64, 5)
+    sure, _ = looked_at(taught, "signs", signs, monkeypatch, both=False)
+    monkeypatch.setattr(judgement, "does_badly_by_t", lambda *of: False)
+    found, passes = looked_at(taught, "signs", signs, monkeypatch, both=False)
+    assert [count for _, count in passes] == [16, 16, 8, 8]
+    assert found.verdict == sure.verdict
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_at_the_limit_half_a_glance_hardly_ever_says_that_an_expert_does_badly(held: bool) -> None:
+    """A bootstrap of so few rows says so three times as often as its level lets it."""
+    generator = torch.Generator().manual_seed(0)
+    tokens, said, drawn = torch.full((8,), 10), 0, 0
+    own = 2.85 if held else 1.0
+    for _ in range(2000):
+        base = RowLosses(tokens * (3 + 0.5 * torch.randn(8, generator=generator)), tokens)
+        # The span is held at a tenth of the base's loss where the base is hardly worse than home.
+        level = own + 0.5 * max(3 - own, 0.3)
+        expert = RowLosses(tokens * (level + 0.5 * torch.randn(8, generator=generator)), tokens)
+        said += does_badly_by_t(expert, base, own, 0.5)
+        drawn += relative_loss(expert, base, own, level=0.99).low > 0.5
+    assert said / 2000 < 0.01
+    assert drawn > 2 * said
+
+
+def test_an_expert_that_does_badly_in_every_row_does_so_at_half_a_glance() -> None:
+    base = losses(3.0, n=8)
+    assert does_badly_by_t(losses(2.6, 0.3, n=8), base, 1.0, 0.5)
+    assert not does_badly_by_t(losses(2.6, 3.0, n=8), base, 1.0, 0.5), "some rows it does well"
+    assert not does_badly_by_t(losses(1.4, 0.3, n=8), base, 1.0, 0.5)
+    assert does_badly_by_t(losses(1.9, n=8), base, math.nan, 0.5), "never validated: from nought"
+
+
+@pytest.mark.parametrize("count", [8, 17, 64])
+def test_half_a_glance_is_every_second_row_of_it_whichever_came_first(
+    taught: Pool, count: int
+) -> None:
+    observation = observe(taught.live, Arrival("signs", rows(SIGNS, 76, 5)), fraction=0.15)
+    chosen = Rows(
+        observation.train.encoded[:count],
+        TrunkCache(taught.live.base, observation.train.encoded[:count]),
+    )
+    expert = next(iter(taught.live.skills.values())).expert_id
+    one, other = (judgement._Sample(taught.live.model, chosen) for _ in range(2))
+    half, glance = one.half(expert), one.glance(expert)
+    torch.testing.assert_close(other.glance(expert).total, glance.total, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(other.half(expert).total, half.total, atol=1e-4, rtol=1e-4)
+    assert torch.equal(half.tokens, glance.tokens[::2])
+    torch.testing.assert_close(one.whole(expert).total, other.whole(expert).total)
 
 
 @pytest.mark.parametrize("count", [1, 15, 16, 17, 31, 40, 63, 64])

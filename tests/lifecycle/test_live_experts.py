@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from dylora_moe.build.pool import Pool
 from dylora_moe.errors import ArtifactError, ConfigError
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.records import Example
+from dylora_moe.skills.library import Skill
 from dylora_moe.training.rows import Rows
 from tests.pools import PROMPTS, answers, fingerprint, states
 
@@ -52,6 +54,36 @@ def test_validation_rows_are_encoded_when_they_are_first_scored_and_once(
                 assert torch.equal(rows.features, known.features)
             live.become(live.revision)
         assert calls == [len(skill.validation) for skill in live.skills.values()]
+
+
+def test_a_skills_file_is_read_once_and_missed_though_it_was_read(
+    taught: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, read = taught.live, []
+    parse = Skill.from_bytes
+
+    def noted(body: bytes) -> Skill:
+        read.append(parse(body))
+        return read[-1]
+
+    monkeypatch.setattr(Skill, "from_bytes", noted)
+    before = live.library
+    live.become(live.revision)
+    read.clear()
+    live.become(live.revision)
+    assert read == []
+    assert live.library is not before, "a library that was changed by half is not taken again"
+    for ours, theirs in zip(live.library.skills, before.skills, strict=True):
+        assert torch.equal(ours.features, theirs.features)
+        assert ours.keys == theirs.keys
+    one = live.revision.skills[0]
+    changed = replace(live.revision, skills=live.revision.skills[1:])
+    live.become(changed)
+    live.become(replace(live.revision, skills=(*changed.skills, one)))
+    assert [skill.skill_id for skill in read] == [one.skill_id], "what left is let go"
+    (taught.path / one.features.path).unlink()
+    with pytest.raises(ArtifactError, match="missing"):
+        live.become(live.revision)
 
 
 def test_a_pool_with_room_for_one_expert_answers_as_one_with_room_for_all(taught: Pool) -> None:

@@ -46,7 +46,7 @@ def test_a_new_version_that_spoils_another_skill_of_its_expert_is_refused(empty:
     learn(empty, "words", rows(broad, 64, 3, constant), settings=long)
     assert learn(empty, "digits", rows(DIGITS, 64, 4, constant)).action == "covered"
     before = fingerprint(empty)
-    strong = settings(more_data={"epochs": 4, "learning_rate": 3e-2, "batch_size": 8})
+    strong = settings(more_data={"epochs": 4, "learning_rate": 3e-2, "batch_size": 8}, replay=0.0)
     result = learn(empty, "new rules", rows(broad, 64, 5, shouted), into="words", settings=strong)
     assert result.action == "rejected"
     assert "digits would get worse" in result.message

@@ -13,6 +13,7 @@ from torch import Tensor
 from dylora_moe.build.pool import Pool
 from dylora_moe.lifecycle import answering, scoring_pass
 from dylora_moe.lifecycle.answering import Sampling, answer, route
+from dylora_moe.lifecycle.completing import answer_limit
 from dylora_moe.lifecycle.live import LivePool, LiveSkill
 from dylora_moe.lifecycle.scorecard import RowScore, Scorecard, SkillCard
 from dylora_moe.lifecycle.scoring_pass import score_pool
@@ -92,7 +93,7 @@ def scores(
 def whole(live: LivePool, example: Example) -> str:
     """The answer generated alone, from the prompt on, up to the row's own limit."""
     (targets,) = live.encode([example]).targets
-    limit = Sampling(max_new_tokens=scoring_pass._limit(targets))
+    limit = Sampling(max_new_tokens=answer_limit(targets))
     return answer(live, [example.turns[:-1]], sampling=limit)[0].text
 
 
@@ -131,7 +132,7 @@ def test_an_answer_is_the_one_generated_whole_and_alone(
 ) -> None:
     asked = [row for kind in drafted(pool).values() for row in kind[::2] if row.completion]
     expected = [whole(pool.live, example) for example in asked]
-    limits = {scoring_pass._limit(len(example.completion) + 1) for example in asked}
+    limits = {answer_limit(len(example.completion) + 1) for example in asked}
     assert len(limits) > 2
     spy.batches.clear()
     assert texts(pool.live, asked, spy, monkeypatch) == expected
@@ -262,7 +263,7 @@ def test_a_row_without_a_prompt_has_no_answer_to_score(
 
 def test_a_limit_leaves_room_behind_the_answer_up_to_the_longest() -> None:
     for targets in (1, 8, 9, 24, 25, 100, 248, 249, 5000):
-        assert min(targets + 8, 256) <= scoring_pass._limit(targets) <= 256
+        assert min(targets + 8, 256) <= answer_limit(targets) <= 256
 
 
 def test_the_loss_of_the_own_expert_is_that_of_all_rows_on_it(

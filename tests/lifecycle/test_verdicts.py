@@ -54,6 +54,26 @@ def test_other_rows_of_a_skill_are_known_and_a_new_version_where_that_is_better(
     assert taught.revision.skills[0].count > 64
 
 
+@pytest.mark.parametrize(("replay", "old"), [(0.0, 0), (0.5, 0.5), (9.0, 1.0)])
+def test_so_many_stored_rows_train_beside_each_new_one_and_the_plan_says_what_they_cost(
+    taught: Pool, replay: float, old: float
+) -> None:
+    own = settings(replay=replay, more_data={"epochs": 2, "learning_rate": 2e-2, "patience": 9})
+    (plan,) = taught.plan_arrivals([Arrival("more", rows(LETTERS, 64, 13))], settings=own)
+    stored = taught.live.read(taught.revision.skills[0].examples)
+    result = learn(taught, "more", rows(LETTERS, 64, 13), settings=own)
+    assert result.action == "new version"
+    before = {row.key for row in stored}
+    kept = taught.live.read(taught.revision.skills[0].examples)
+    new = [row for row in kept if row.key not in before]
+    seen = len(new) + round(old * len(stored))
+    (phase,) = taught.events("trained")[-1].numbers["phases"]
+    per_row = phase["tokens"] / (2 * seen)
+    lengths = taught.live.encode([*stored, *new]).lengths
+    assert per_row == pytest.approx(sum(lengths) / len(lengths), rel=0.05)
+    assert plan.cost.tokens == pytest.approx(phase["tokens"], rel=0.05)
+
+
 def test_other_rows_whose_training_does_not_help_leave_their_statistics_only(taught: Pool) -> None:
     weights = states(taught)
     weak = settings(more_data={"learning_rate": 1e-4})

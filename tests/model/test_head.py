@@ -58,32 +58,38 @@ def test_a_pass_without_logits_has_the_same_losses_and_gradients(family: str) ->
 
 
 @pytest.mark.parametrize("at_a_time", [1 << 24, 104 * 2])
-def test_without_a_graph_the_largest_logit_is_told_the_first_of_equal_ones(
+def test_where_asked_the_largest_logit_is_told_the_first_of_equal_ones(
     at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(head, "_LOGITS", at_a_time)
     layer = nn.Linear(8, 104, bias=False).requires_grad_(False)
     layer.weight[60:] = layer.weight[:44]
     hidden, targets = torch.randn(64, 8), torch.randint(104, (64,))
-    found = answer_losses_of(hidden, layer, targets)
+    found = answer_losses_of(hidden, layer, targets, greedy=True)
     assert found.greedy is not None
     assert torch.equal(found.greedy, layer(hidden).argmax(1))
     assert int(found.greedy.max()) < 60
-    assert answer_losses_of(hidden.requires_grad_(), layer, targets).greedy is None
+    plain = answer_losses_of(hidden, layer, targets)
+    assert plain.greedy is None
+    assert torch.equal(plain.losses, found.losses)
+    learning = answer_losses_of(hidden.requires_grad_(), layer, targets, greedy=True)
+    assert torch.equal(learning.greedy, found.greedy)
+    learning.losses.sum().backward()
+    assert bool(hidden.grad.any())
 
 
 @pytest.mark.parametrize("capped", [False, True])
-def test_a_pass_without_a_graph_tells_what_greedy_decoding_would_write(capped: bool) -> None:
+def test_a_pass_that_is_asked_tells_what_greedy_decoding_would_write(capped: bool) -> None:
     model = model_of()
     if capped:
         model._ends_at_head = False
     batch = padded()
     with torch.no_grad():
-        written = model(**batch, loss_only=True).greedy
+        written = model(**batch, loss_only=True, greedy=True).greedy
+        assert model(**batch, loss_only=True).greedy is None
         logits = model(**batch).logits
     there = batch["labels"][:, 1:] != -100
     assert torch.equal(written, logits[:, :-1][there].argmax(-1))
-    assert model(**batch, loss_only=True).greedy is None
 
 
 def test_logits_that_are_capped_behind_the_head_are_made() -> None:

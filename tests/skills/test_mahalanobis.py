@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from dylora_moe.scoring.detection import auroc
 from dylora_moe.skills import mahalanobis
 from dylora_moe.skills.library import SkillLibrary
 from dylora_moe.skills.mahalanobis import Mahalanobis, WithinCovariance
-from dylora_moe.skills.separability import auc
 
 from .builders import cluster, library
 
@@ -40,7 +40,9 @@ def test_a_distance_is_the_plain_one_with_more_features_than_rows_and_with_fewer
     within = WithinCovariance.of(groups, std, 0.1)
     points = groups_of(n, d)[1] + 0.3
     found = within.squared(points, 1)
-    expected = [plain(groups, groups[1].mean(0), std, within.ridge, point) for point in points]
+    expected = [
+        plain(groups, groups[1].mean(0), std, within.within.ridge, point) for point in points
+    ]
     torch.testing.assert_close(found, torch.stack(expected), rtol=1e-3, atol=1e-5)
 
 
@@ -54,7 +56,7 @@ def test_a_row_left_out_has_no_part_in_mean_and_covariance(n: int, d: int) -> No
         for index, row in enumerate(rows):
             rest = torch.cat([rows[:index], rows[index + 1 :]])
             others = [*groups[:group], rest, *groups[group + 1 :]]
-            expected.append(plain(others, rest.mean(0), std, within.ridge, row))
+            expected.append(plain(others, rest.mean(0), std, within.within.ridge, row))
         torch.testing.assert_close(
             within.left_out(group), torch.stack(expected), rtol=1e-3, atol=1e-5
         )
@@ -74,7 +76,7 @@ def test_with_more_features_than_rows_a_skills_unseen_rows_lie_as_its_own_do() -
         std = torch.ones(400, dtype=torch.float64)
         within = WithinCovariance.of([own], std, 0.1)
         unseen = within.squared(cluster(index, 40, seed=5, d=400).double(), 0)
-        assert auc(unseen, within.squared(own, 0)) > 0.95
+        assert auroc(unseen.tolist(), within.squared(own, 0).tolist()) > 0.95
     assert 0.4 < sum(values) / 3 < 0.6
 
 

@@ -32,7 +32,7 @@ def test_with_every_row_in_the_sample_it_is_the_plain_distance(n: int, d: int) -
     mix = torch.randn(d, d, generator=torch.Generator().manual_seed(1))
     groups = [cluster(index, n, d=d) @ mix for index in range(5)]
     point = groups[0][:7].double().mean(0)
-    found = ranking(groups).distances(point).double()
+    found = ranking(groups).distances(point)
     torch.testing.assert_close(found, plain(groups, point, 0.1), rtol=1e-3, atol=1e-4)
 
 
@@ -45,7 +45,7 @@ def test_a_sample_finds_the_nearest_as_all_rows_do() -> None:
     groups = [torch.randn(80, d, generator=generator) @ mix + shift for shift in shifts]
     means = torch.stack([rows.double().mean(0) for rows in groups])
     ranked = ranking(groups)
-    assert len(ranked.rows) <= 512
+    assert len(ranked.within.rows) <= 512
     for index, shift in enumerate(shifts):
         point = (torch.randn(64, d, generator=generator) @ mix + shift).double().mean(0)
         ways = {
@@ -62,7 +62,7 @@ def test_a_sample_finds_the_nearest_as_all_rows_do() -> None:
 def test_of_more_skills_than_rows_allowed_some_stand_for_all() -> None:
     groups = [cluster(index, 3) for index in range(50)]
     ranked = ranking(groups, most=20)
-    assert len(ranked.rows) == 17
+    assert len(ranked.within.rows) == 17
     assert int(ranked.distances(cluster(31, 40, seed=4).double().mean(0)).argmin()) == 31
 
 

@@ -100,7 +100,8 @@ def test_an_opening_is_what_greedy_decoding_writes_up_to_its_first_other_token()
             encoded.append(Encoded(row, trained, ids.shape[1], str(len(encoded))))
             expected.append(tuple(written[: right + 1]))
     rows = Rows(tuple(encoded), TrunkCache(base, encoded))
-    assert answer_losses(model, rows, expert=OTHER, batch_tokens=80).openings == tuple(expected)
+    found = answer_losses(model, rows, expert=OTHER, batch_tokens=80, openings=True)
+    assert found.openings == tuple(expected)
 
 
 def test_a_row_that_is_right_to_its_end_is_its_own_opening() -> None:
@@ -111,7 +112,29 @@ def test_a_row_that_is_right_to_its_end_is_its_own_opening() -> None:
     ).answers[0]
     row = Encoded((*ids, *answer.tolist()), (False,) * len(ids) + (True,) * 4, len(ids), "row")
     rows = Rows((row,), TrunkCache(model.base, [row]))
-    assert answer_losses(model, rows, expert="base").openings == (tuple(answer.tolist()),)
+    found = answer_losses(model, rows, expert="base", openings=True)
+    assert found.openings == (tuple(answer.tolist()),)
+    unasked = answer_losses(model, rows, expert="base")
+    assert unasked.openings == ()
+    assert torch.equal(unasked.total, found.total)
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_largest_logits_are_looked_for_only_where_openings_are_asked_for(
+    asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows, _, _ = make_model()
+    original, looked = DyLoRAMoE.forward, []
+
+    def forward(self: DyLoRAMoE, *args: Any, **kwargs: Any) -> Any:
+        output = original(self, *args, **kwargs)
+        looked.append(output.greedy is not None)
+        return output
+
+    monkeypatch.setattr(DyLoRAMoE, "forward", forward)
+    found = answer_losses(model, rows, expert=OTHER, openings=asked)
+    assert set(looked) == {asked}
+    assert len(found.openings) == (len(rows) if asked else 0)
 
 
 def test_the_mode_is_put_back_and_nothing_gets_a_gradient() -> None:

@@ -46,7 +46,7 @@ def test_updates_have_about_the_rows_they_were_asked_for() -> None:
     plan = plan_updates(LENGTHS, Phase("a", epochs=1.0, batch_size=4, accumulation=2), 0)
     sizes = [sum(len(one) for one in update) for update in plan.updates]
     assert all(6 <= size <= 9 for size in sizes[:-1])
-    assert plan.largest_pass <= 4
+    assert max(len(one) for update in plan.updates for one in update) <= 4
 
 
 def test_epochs_differ_and_seeds_repeat() -> None:

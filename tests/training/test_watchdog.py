@@ -120,7 +120,8 @@ def test_a_collapsed_gate_is_told_though_the_bases_rows_are_rehearsed_too() -> N
     task = Task(OWN, rows, {"own": valid}, "own", (OTHER,), rehearsal, RouterLossWeights())
     phase = Phase("one", train_gate=True)
     with Learnables(model, OWN).learning(phase.train_gate):
-        maker = UpdateGradient(model, task, phase, 20, 0, MicroBatches(8, told.append))
+        micro = MicroBatches(1 << 20, rows.lengths, told.append)
+        maker = UpdateGradient(model, task, phase, 20, 0, micro)
         for step in range(12):
             numbers = maker.make([(0, 1)], step)
             usage = {name: float(numbers[f"expert_usage/{name}"]) for name in (OTHER, OWN)}

@@ -15,10 +15,12 @@ from dylora_moe.build.reader import PoolReader
 from dylora_moe.build.recipe import make_recipe
 from dylora_moe.build.reporting import reporter_factory, require_extras
 from dylora_moe.config import LearnSettings
+from dylora_moe.errors import ConfigError
 from dylora_moe.foundation.base import DEFAULT_BASE
 from dylora_moe.lifecycle import exchange, undoing
 from dylora_moe.lifecycle.checking import check_arrivals
 from dylora_moe.lifecycle.learner import Learner
+from dylora_moe.lifecycle.mixed import learn_mixed, plan_mixed
 from dylora_moe.lifecycle.recipe import Order
 from dylora_moe.lifecycle.results import LearnResult, Plan
 from dylora_moe.lifecycle.watch import Silent, Watch
@@ -93,6 +95,7 @@ class Pool(PoolReader):
     def plan(
         self,
         *files: str | Path,
+        mixed: bool = False,
         max_examples: int | None = None,
         seed: int = 0,
         validation: str | Path | None = None,
@@ -105,18 +108,21 @@ class Pool(PoolReader):
             DataError: a file that cannot be read.
         """
         arrivals = _read(files, max_examples, validation)
-        return self.plan_arrivals(arrivals, seed=seed, settings=settings, watch=watch)
+        return self.plan_arrivals(arrivals, mixed=mixed, seed=seed, settings=settings, watch=watch)
 
     def plan_arrivals(
         self,
         arrivals: Sequence[Arrival],
         *,
+        mixed: bool = False,
         seed: int = 0,
         settings: LearnSettings | None = None,
         watch: Watch | None = None,
     ) -> list[Plan]:
         """`plan` for data that is in memory."""
         learner = self._learner(settings or LearnSettings(seed=seed), watch)
+        if mixed:
+            return [plan for arrival in arrivals for plan in plan_mixed(learner, arrival)]
         return [learner.plan(arrival) for arrival in arrivals]
 
     def learn(
@@ -125,6 +131,7 @@ class Pool(PoolReader):
         name: str | None = None,
         into: str | None = None,
         as_new: bool = False,
+        mixed: bool = False,
         max_examples: int | None = None,
         seed: int = 0,
         validation: str | Path | None = None,
@@ -133,12 +140,13 @@ class Pool(PoolReader):
         resume: bool = True,
     ) -> Any:
         """Learns files in order, each one arriving batch: a `LearnResult` for
-        one file, a list of them for several.
+        one file, a list of them for several, and for mixed ones.
 
         Args:
             name: what a new expert is called.
             into: overrule the verdict: the rows belong to this skill.
             as_new: overrule the verdict: a new expert.
+            mixed: the rows are of several skills, unlabelled: they are sorted first.
             max_examples: rows of each file.
             validation: file of validation rows; a split by content hash where None.
             settings: everything else; `seed` is ignored where they are given.
@@ -155,12 +163,13 @@ class Pool(PoolReader):
             name=name,
             into=into,
             as_new=as_new,
+            mixed=mixed,
             seed=seed,
             settings=settings,
             watch=watch,
             resume=resume,
         )
-        return results[0] if len(files) == 1 else results
+        return results[0] if len(files) == 1 and not mixed else results
 
     def learn_arrivals(
         self,
@@ -169,6 +178,7 @@ class Pool(PoolReader):
         name: str | None = None,
         into: str | None = None,
         as_new: bool = False,
+        mixed: bool = False,
         seed: int = 0,
         settings: LearnSettings | None = None,
         watch: Watch | None = None,
@@ -176,14 +186,23 @@ class Pool(PoolReader):
     ) -> list[LearnResult]:
         """`learn` for data that is in memory."""
         order = Order(into, as_new, name)
+        if mixed and order != Order():
+            raise ConfigError(
+                "mixed rows are of several skills, so nothing can be overruled for all of them; "
+                "leave out into, as_new and name, or mixed"
+            )
         with self._storage.lock.hold(f"learning {', '.join(a.name for a in arrivals)}"):
             self.check_arrivals([(arrival, order) for arrival in arrivals], settings=settings)
             learner = self._learner(settings or LearnSettings(seed=seed), watch)
             if not resume:
                 names = {arrival.name for arrival in arrivals}
                 for run in self._storage.runs.unfinished():
-                    if run.state().get("arrival") in names:
+                    arrival = str(run.state().get("arrival"))
+                    # A kind that was found in mixed rows has their name with a number.
+                    if arrival in names or (mixed and arrival.rpartition("-")[0] in names):
                         run.remove()
+            if mixed:
+                return [result for arrival in arrivals for result in learn_mixed(learner, arrival)]
             return [learner.add_new_skill(arrival, order) for arrival in arrivals]
 
     def check_arrivals(

@@ -7,7 +7,7 @@ from typing import Literal
 
 from dylora_moe.build.detectors import make_detector, representation_of
 from dylora_moe.config import LearnSettings, PhaseSettings
-from dylora_moe.lifecycle.recipe import ExpertShape, Recipe
+from dylora_moe.lifecycle.recipe import ExpertShape, Recipe, TrafficRules
 from dylora_moe.skills.growth import GrowthLimits
 from dylora_moe.text.reading import read_examples
 from dylora_moe.training.objective import RouterLossWeights
@@ -45,6 +45,7 @@ def make_recipe(settings: LearnSettings) -> Recipe:
         shape=ExpertShape(expert.rank, expert.alpha, expert.dropout, expert.targets, expert.start),
         new_expert=tuple(new_expert),
         more_data=(_phase("consolidation", settings.more_data),),
+        replay=settings.replay,
         gate=router.gate,
         granularity=router.granularity,
         top_k=router.top_k,
@@ -56,6 +57,7 @@ def make_recipe(settings: LearnSettings) -> Recipe:
         gradient_checkpointing=settings.gradient_checkpointing,
         evaluation={name: tuple(read_examples(path)) for name, path in settings.evaluation.items()},
         target=settings.target,
+        traffic=TrafficRules(novelty.strange_share, novelty.alike, novelty.min_cluster),
         fingerprint=hashlib.sha256(text.encode()).hexdigest(),
     )
 

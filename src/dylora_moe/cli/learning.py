@@ -15,6 +15,7 @@ from dylora_moe.cli.options import (
     Dtype,
     MaxExamples,
     MaxLength,
+    Mixed,
     Overrides,
     PoolFolder,
     Seed,
@@ -27,7 +28,7 @@ from dylora_moe.cli.sources import Overrule, Request, Stream, read_stream
 if TYPE_CHECKING:
     from dylora_moe.build.pool import Pool
     from dylora_moe.cli.progress import CommandWatch
-    from dylora_moe.lifecycle.results import LearnResult
+    from dylora_moe.lifecycle.results import LearnResult, Plan
 
 
 def plan(
@@ -39,6 +40,7 @@ def plan(
     validation: Validation = None,
     max_length: MaxLength = None,
     drop_long: DropLong = False,
+    mixed: Mixed = False,
     device: Device = None,
     dtype: Dtype = None,
     as_json: AsJson = False,
@@ -56,6 +58,7 @@ def plan(
                 max_examples,
                 seed,
                 validation,
+                Overrule(mixed=mixed),
                 max_length=max_length,
                 drop_long=drop_long,
             )
@@ -65,12 +68,16 @@ def plan(
             opening.open_pool(pool, device=device, dtype=dtype) as opened,
         ):
             watch.stage("base", "loading")
-            plans = opened.plan_arrivals(
-                stream.arrivals,
-                seed=stream.settings.seed,
-                settings=stream.settings,
-                watch=watch,
-            )
+            plans: list[Plan] = []
+            # Together as far as they are of one sort, as they are learned.
+            for mixed, items in groupby(stream.incoming, key=lambda item: item.overrule.mixed):
+                plans += opened.plan_arrivals(
+                    [item.arrival for item in items],
+                    mixed=mixed,
+                    seed=stream.settings.seed,
+                    settings=stream.settings,
+                    watch=watch,
+                )
         output.show(
             {"pool": pool, "plans": [_flat(plan) for plan in plans]},
             lambda console: console.print(plan_table(plans)),
@@ -93,6 +100,7 @@ def learn(
     as_new: Annotated[
         bool, typer.Option("--as-new", help="Overrule: a new expert, whatever the verdict.")
     ] = False,
+    mixed: Mixed = False,
     name: Annotated[
         str | None, typer.Option(help="What a new expert is called; else as its file.")
     ] = None,
@@ -119,7 +127,7 @@ def learn(
                 max_examples,
                 seed,
                 validation,
-                Overrule(into, as_new, name),
+                Overrule(into, as_new, name, mixed),
                 growth,
                 max_length,
                 drop_long,
@@ -145,6 +153,7 @@ def _learn(pool: Pool, stream: Stream, watch: CommandWatch, *, resume: bool) -> 
             name=overrule.name,
             into=overrule.into,
             as_new=overrule.as_new,
+            mixed=overrule.mixed,
             seed=stream.settings.seed,
             settings=stream.settings,
             watch=watch,

@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from dylora_moe import __version__
-from dylora_moe.cli import data, experts
+from dylora_moe.cli import bench, data, experts
 from dylora_moe.cli.answering import generate
 from dylora_moe.cli.chatting import chat
 from dylora_moe.cli.console import quiet_libraries, tell_warnings
@@ -47,6 +47,7 @@ app.add_typer(experts.app, name="experts")
 app.command()(report)
 app.command()(doctor)
 app.add_typer(data.app, name="data")
+app.add_typer(bench.app, name="bench")
 
 # Typer exports only this one of its usage errors; its parent is the class of them all, and all say
 # what is wrong in the same way.

@@ -56,6 +56,13 @@ Validation = Annotated[
     ),
 ]
 
+Mixed = Annotated[
+    bool,
+    typer.Option(
+        "--mixed", help="The rows are of several skills, unlabelled: they are sorted first."
+    ),
+]
+
 Overrides = Annotated[
     list[str] | None,
     typer.Option(

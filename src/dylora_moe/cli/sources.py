@@ -29,11 +29,13 @@ class Overrule:
         into: name of the skill the rows belong to.
         as_new: a new expert, whatever the verdict.
         name: what a new expert is called.
+        mixed: the rows are of several skills, to be sorted first; goes with none of the others.
     """
 
     into: str | None = None
     as_new: bool = False
     name: str | None = None
+    mixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,10 +155,25 @@ def _check(request: Request) -> None:
             )
     if overrule.into is not None and overrule.as_new:
         raise ConfigError("--into and --as-new contradict each other; give one of them")
+    if overrule.mixed:
+        _refuse_beside_mixed("--mixed", overrule.into, overrule.as_new, overrule.name)
+        if request.validation is not None:
+            raise ConfigError(
+                "--validation names rows of one skill and --mixed says that there are several; "
+                "leave one out"
+            )
     if overrule.name is not None and (len(files) > 1 or _is_stream(files)):
         raise ConfigError(
             "--name names the expert of one file; learn the files one by one, or set expert_name "
             "in a stream file"
+        )
+
+
+def _refuse_beside_mixed(what: str, into: str | None, as_new: bool, name: str | None) -> None:
+    if into is not None or as_new or name is not None:
+        raise ConfigError(
+            f"{what} says that the rows are of several skills, so nothing can be overruled for all "
+            "of them; leave out into, as-new and the expert's name, or mixed"
         )
 
 
@@ -165,6 +182,13 @@ def _overrule(entry: ArrivalSettings, typed: Overrule) -> Overrule:
         raise ConfigError(
             f"arrival {entry.name or entry.file}: into and as_new contradict each other; keep one"
         )
-    if typed.into is not None or typed.as_new:
-        return Overrule(typed.into, typed.as_new, entry.expert_name)
-    return Overrule(entry.into, entry.as_new, entry.expert_name)
+    mixed = typed.mixed or entry.mixed
+    into, as_new = (
+        (typed.into, typed.as_new) if typed.into or typed.as_new else (entry.into, entry.as_new)
+    )
+    if mixed:
+        what = f"arrival {entry.name or entry.file}: mixed"
+        _refuse_beside_mixed(what, into, as_new, entry.expert_name)
+        if entry.validation is not None:
+            raise ConfigError(f"{what} goes with no validation rows; leave one out")
+    return Overrule(into, as_new, entry.expert_name, mixed)

@@ -58,6 +58,7 @@ class Step:
         kind: `arrival`, or one of `STEP_ACTIONS`.
         action: what was done ("created", "new version", "covered", "statistics", "waiting",
             "rejected"), "failed" or "unfinished" where nothing came of it yet, or the kind itself.
+        threshold: separability above which the detector tells apart; None where it is not known.
         nearest: skill ids with their separability, nearest first.
         nearest_losses: token-mean answer loss of the nearest experts, in nats.
         similarity: number of each detector that looked.
@@ -76,6 +77,7 @@ class Step:
     reason: str = ""
     detector: str = ""
     separability: Interval | None = None
+    threshold: float | None = None
     fit: Interval | None = None
     nearest: tuple[tuple[str, float], ...] = ()
     nearest_losses: Mapping[str, float] = field(default_factory=dict)
@@ -142,6 +144,7 @@ def _arrival(event: Event, number: int, revision: int) -> Step:
         reason=as_text(numbers.get("reason")) or event.message,
         detector=as_text(numbers.get("detector")) or "",
         separability=as_interval(numbers.get("separability")),
+        threshold=as_float(numbers.get("threshold")),
         fit=as_interval(numbers.get("fit")),
         nearest=as_pairs(numbers.get("nearest")),
         nearest_losses=as_floats(numbers.get("nearest_losses")),

@@ -251,6 +251,8 @@ class Adapters:
         self._layers[name] = layers
         dropouts = {layer.lora_dropout[name] for layer in layers.values()}
         self._dropouts[name] = [each for each in dropouts if isinstance(each, nn.Dropout)]
+        for layer in layers.values():
+            lora_layers.be_evaluated(layer, name)
         for dropout in self._dropouts[name]:
             dropout.train(self._dropping)
         self.settle(name)

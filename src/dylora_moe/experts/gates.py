@@ -24,8 +24,8 @@ class Gates:
 
     Attributes:
         experts: adapter names, one per column.
-        weights: per row, or per token where several rows are packed into one; a row's weights sum
-            to at most 1 and the rest is the base alone.
+        weights: per row, or per token where several rows are packed into one; what a router
+            gives sums to at most 1 in a row, and the rest is the base alone.
         most: experts that any row (or token) uses at most; None where nobody counted.
         uniform: every weight is exactly one, so that nothing has to be multiplied.
         kept: what layers made of these gates in inference, for the next step of a generation.
@@ -68,6 +68,13 @@ class Gates:
     def only(cls, expert: str, rows: int, device: torch.device | None = None) -> Gates:
         """One expert at weight exactly one for every row."""
         return cls((expert,), torch.ones(rows, 1, device=device), 1, uniform=True)
+
+    @classmethod
+    def all_of(cls, experts: Sequence[str], rows: int, device: torch.device | None = None) -> Gates:
+        """Every expert at weight exactly one in every row: the sum of their deltas, as LoRAs that
+        were trained on top of one another are used. With no experts: the base."""
+        ones = torch.ones(rows, len(experts), device=device)
+        return cls(tuple(experts), ones, len(experts), uniform=True)
 
     def per_token(self, segment_ids: Int[Tensor, "1 seq"]) -> Gates:
         """Weights of each packed row spread over its tokens.

@@ -56,6 +56,16 @@ def dropout_of(config: LoraConfig) -> nn.Module:
     return nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
 
 
+def be_evaluated(layer: LoraLayer, name: str) -> None:
+    """Puts an adapter's modules in eval mode: new ones are in training mode, whatever the model's.
+
+    So nobody has to walk through all that are there when a mode is switched.
+    """
+    for module in (layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name]):
+        # Not by `eval()`: an expert has hundreds of modules, and this runs whenever one comes.
+        vars(module)["training"] = False
+
+
 def clear(layer: LoraLayer, name: str) -> None:
     """Takes an adapter out of the layer."""
     # Emptied first: PEFT would warn that it activates some other adapter instead.

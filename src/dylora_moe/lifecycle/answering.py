@@ -21,6 +21,7 @@ from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.results import Answer
 from dylora_moe.lifecycle.text_pieces import OnText, text_of, texts_of_rows
+from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.model.generation import Generation, generate
 from dylora_moe.records import BASE_NAME, Turn
 from dylora_moe.routing.routing import Routing
@@ -76,13 +77,14 @@ def answer(
         DataError: an empty list of turns, or a prompt that leaves no room in the context.
     """
     pinned = _pinned(live, expert)
-    encoded = [encode_prompt(prompt, live.base.tokenizer, live.fmt) for prompt in prompts]
+    tokenizer, stop = live.base.tokenizer, sampling.stop
+    encoded = [encode_prompt(prompt, tokenizer, live.fmt) for prompt in prompts]
     found: dict[int, Answer] = {}
     with _seeded(sampling.seed, live.base.device):
         for rows in _batches([len(row) for row in encoded], live, sampling):
             batch = [encoded[index] for index in rows]
-            told = None if on_text is None else texts_of_rows(live, rows, sampling.stop, on_text)
-            generation = generate_batch(live, batch, sampling, expert=pinned, on_tokens=told)
+            told = None if on_text is None else texts_of_rows(tokenizer, rows, stop, on_text)
+            generation = generate_batch(live.model, batch, sampling, expert=pinned, on_tokens=told)
             for place, index in enumerate(rows):
                 found[index] = _answer(live, generation, place, pinned, sampling)
     return [found[index] for index in range(len(prompts))]
@@ -114,7 +116,7 @@ def _batches(lengths: Sequence[int], live: LivePool, sampling: Sampling) -> Iter
 
 
 def generate_batch(
-    live: LivePool,
+    model: DyLoRAMoE,
     batch: Sequence[Sequence[int]],
     sampling: Sampling,
     **arguments: Any,
@@ -122,17 +124,19 @@ def generate_batch(
     """Continues token ids in one batch, as far as the context goes.
 
     Args:
+        model: base, experts and router.
         batch: of any lengths; padded here.
         arguments: of `model.generation.generate`.
     """
-    pad = live.base.tokenizer.pad_token_id
+    tokenizer = model.base.tokenizer
+    pad = tokenizer.pad_token_id
     width = max(len(row) for row in batch)
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in batch])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
-    context = live.base.context_length
+    context = model.base.context_length
     options: dict[str, Any] = {
         "max_new_tokens": min(sampling.max_new_tokens, (context or sys.maxsize) - width),
-        "eos_token_id": stop_token_id(live.base.tokenizer),
+        "eos_token_id": stop_token_id(tokenizer),
         "do_sample": sampling.temperature > 0,
     }
     if sampling.temperature > 0:
@@ -145,8 +149,8 @@ def generate_batch(
         # Some bases ship sampling defaults, which greedy search would warn about.
         options |= {"temperature": None, "top_p": None, "top_k": None}
     if sampling.stop:
-        options |= {"stop_strings": list(sampling.stop), "tokenizer": live.base.tokenizer}
-    return generate(live.model, ids, mask, **options, **arguments)
+        options |= {"stop_strings": list(sampling.stop), "tokenizer": tokenizer}
+    return generate(model, ids, mask, **options, **arguments)
 
 
 def _answer(
@@ -173,7 +177,7 @@ def _answer(
         none = float(routing.none[row])
     best = max(weights, key=lambda name: weights[name], default=None)
     return Answer(
-        text=text_of(live, tokens, sampling.stop),
+        text=text_of(live.base.tokenizer, tokens, sampling.stop),
         expert=BASE_NAME if best is None else live.alias(best),
         version=None if best is None else live.versions[best],
         weights={live.alias(name): weight for name, weight in weights.items()},

@@ -16,9 +16,12 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from dylora_moe.experts.gates import Gates
 from dylora_moe.lifecycle.answering import BATCH_ROWS, Sampling, generate_batch
-from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.text_pieces import text_of
+from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.text.template import stop_token_id
+
+_LONGEST_ANSWER = 256
+"""Tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +43,19 @@ class Begun:
     gates: Gates | None = None
 
 
-def complete(live: LivePool, begun: Sequence[Begun]) -> list[str]:
+def complete(model: DyLoRAMoE, begun: Sequence[Begun], *, rows: int = BATCH_ROWS) -> list[str]:
     """The texts of greedy answers; only what is not known of them is generated.
 
     Those with as much left to write share a batch. Each is cut at its own limit, so that its text
     does not depend on the others.
 
     Args:
+        model: base, experts and router.
         begun: all with gates of the same experts, or all without.
+        rows: of a batch, at most.
     """
-    stop, context = stop_token_id(live.base.tokenizer), live.base.context_length or sys.maxsize
+    tokenizer = model.base.tokenizer
+    stop, context = stop_token_id(tokenizer), model.base.context_length or sys.maxsize
     limits = [min(row.limit, context - len(row.prompt)) for row in begun]
     answers = [[*row.tokens][:limit] for row, limit in zip(begun, limits, strict=True)]
     left = [
@@ -57,18 +63,24 @@ def complete(live: LivePool, begun: Sequence[Begun]) -> list[str]:
         for answer, limit in zip(answers, limits, strict=True)
     ]
     inputs = [[*row.prompt, *answer] for row, answer in zip(begun, answers, strict=True)]
-    for rows in _batches([len(row) for row in inputs], left, context):
-        own = [left[row] for row in rows]
+    for batch in _batches([len(row) for row in inputs], left, context, rows):
+        own = [left[row] for row in batch]
         generation = generate_batch(
-            live,
-            [inputs[row] for row in rows],
+            model,
+            [inputs[row] for row in batch],
             Sampling(max_new_tokens=max(own)),
-            gates=_joined([begun[row].gates for row in rows]),
+            gates=_joined([begun[row].gates for row in batch]),
             stopping_criteria=StoppingCriteriaList([_OwnEnds(own)]),
         )
-        for row, tokens in zip(rows, generation.answers.tolist(), strict=True):
+        for row, tokens in zip(batch, generation.answers.tolist(), strict=True):
             answers[row] += tokens[: left[row]]
-    return [text_of(live, answer, ()) for answer in answers]
+    return [text_of(tokenizer, answer, ()) for answer in answers]
+
+
+def answer_limit(targets: int) -> int:
+    """The longest answer of a row in tokens: 8 more than it is to have, rounded up to a power of
+    two: room for one that is worded otherwise."""
+    return min(_LONGEST_ANSWER, 1 << (targets + 7).bit_length())
 
 
 def _joined(gates: Sequence[Gates | None]) -> Gates | None:
@@ -76,13 +88,15 @@ def _joined(gates: Sequence[Gates | None]) -> Gates | None:
     return Gates(given[0].experts, torch.cat([one.weights for one in given])) if given else None
 
 
-def _batches(lengths: Sequence[int], left: Sequence[int], context: int) -> Iterator[list[int]]:
+def _batches(
+    lengths: Sequence[int], left: Sequence[int], context: int, most: int = BATCH_ROWS
+) -> Iterator[list[int]]:
     """Rows that have tokens left to write, those with few first; none of a batch gets past the
     context before all have written theirs."""
     rows: list[int] = []
     for row in sorted((row for row in range(len(left)) if left[row]), key=lambda row: left[row]):
         longest = max(lengths[row] for row in [*rows, row])
-        if rows and (len(rows) == BATCH_ROWS or longest + left[row] > context):
+        if rows and (len(rows) == most or longest + left[row] > context):
             yield rows
             rows = []
         rows.append(row)

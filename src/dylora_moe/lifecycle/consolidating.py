@@ -127,7 +127,7 @@ def _train_on(step: Step, run: Run, change: Change) -> Trained:
     before = answer_losses(live.model, target, expert=expert_id).mean
     base = answer_losses(live.model, target, expert=BASE_NAME).mean
     examples = list(observation.train_examples)
-    rehearsed = _rehearsed(step, change, len(examples))
+    rehearsed = _rehearsed(step, change, round(step.recipe.replay * len(examples)))
     if step.recipe.drop_long:
         rehearsed, _ = live.within(rehearsed, live.limit(step.recipe.max_length))
     examples += rehearsed

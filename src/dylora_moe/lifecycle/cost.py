@@ -36,8 +36,9 @@ def estimate(
     new = verdict.name == "novel"
     afresh = new or verdict.name == "revised"
     phases = recipe.new_expert if afresh else recipe.more_data
-    rows = len(observation.train_examples)
-    mean = sum(observation.train.lengths) / rows
+    fresh = len(observation.train_examples)
+    mean = sum(observation.train.lengths) / fresh
+    rows = fresh if afresh else fresh + _replayed(live, recipe, verdict, fresh)
     tokens = sum(_rows_of(phase, rows) * phase.epochs * mean for phase in phases)
     shape = recipe.shape
     parameters = (
@@ -49,6 +50,17 @@ def estimate(
         parameters=parameters,
         bytes=parameters * _BYTES,
     )
+
+
+def _replayed(live: LivePool, recipe: Recipe, verdict: Verdict, fresh: int) -> int:
+    """Stored rows that train beside the new ones; taken to be as long as these."""
+    expert = live.skills[verdict.nearest[0][0]].expert_id
+    stored = sum(
+        live.library[skill_id].statistics.count
+        for skill_id, skill in live.skills.items()
+        if skill.expert_id == expert
+    )
+    return min(stored, round(recipe.replay * fresh))
 
 
 def _rows_of(phase: Phase, rows: int) -> int:

@@ -14,6 +14,9 @@ from dylora_moe.lifecycle.recipe import Recipe
 from dylora_moe.records import Arrival, Event, Example
 from dylora_moe.skills.separability import separability
 
+TRAFFIC = "mixed/traffic"
+"""What rows wait under that came mixed: of many kinds, so they join no arrival. No file has such a
+name."""
 _ALIKE = 0.8
 """Separability below which rows that wait are of an arrival's kind: the novelty test's default."""
 _FEW = 6
@@ -106,7 +109,7 @@ def joined(
         rows, longer = (
             live.within(stored, gathered.limit) if recipe.drop_long else (list(stored), [])
         )
-        if not rows:
+        if not rows or name == TRAFFIC:
             continue
         theirs = live.encode(rows, max_length=recipe.max_length).features
         few = min(len(ours), len(theirs)) < _FEW

@@ -235,6 +235,7 @@ class Learner:
             "fit_rows": judgement.rows,
             "seconds": observation.trunk_seconds,
             "detector": verdict.detector,
+            "threshold": verdict.threshold,
             "similarity": {verdict.detector: verdict.nearest[0][1]} if verdict.nearest else {},
         }
         arrived = Event("arrival", numbers, verdict.reason)

@@ -23,6 +23,7 @@ from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.lifecycle.live_experts import experts_to_be, stored_expert
 from dylora_moe.lifecycle.names import find_expert, find_skill
+from dylora_moe.lifecycle.stored_skills import StoredSkills
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.ports import ArtifactStore, ExampleStore
 from dylora_moe.records import Artifact, Example, ExpertVersion, PoolRevision, SkillRecord
@@ -91,7 +92,7 @@ class LivePool:
         expert_memory: int | None = None,
     ) -> None:
         self.base, self.fmt, self.own, self.scratch = base, fmt, own, scratch
-        self._artifacts, self._examples = artifacts, examples
+        self._artifacts, self._stored = artifacts, StoredSkills(artifacts, examples)
         self.own_statistics = FeatureStatistics.from_features(own)
         self.experts = ExpertManager(base.model, base.anatomy, base_name=base.name)
         self._limit_experts(expert_memory)
@@ -104,7 +105,6 @@ class LivePool:
             tuple[Granularity, tuple[Artifact, ...]],
             tuple[tuple[Example, ...], Callable[[], Rows] | None],
         ] = {}
-        self._keys: dict[Artifact, frozenset[str]] = {}
 
     @property
     def router(self) -> DynamicHybridRouter:
@@ -145,9 +145,7 @@ class LivePool:
             ArtifactError: a file of the revision is missing or damaged.
         """
         # Whatever replaces something is read before: a damaged file leaves the pool answering.
-        library = SkillLibrary()
-        for record in revision.skills:
-            library.load(self._artifacts.open(record.features).read_bytes())
+        library = self._stored.library(revision.skills)
         router = None
         if revision.router is not None:
             router = router_state.from_bytes(self._artifacts.open(revision.router).read_bytes())
@@ -267,18 +265,11 @@ class LivePool:
 
     def read(self, files: tuple[Artifact, ...]) -> tuple[Example, ...]:
         """Stored examples, each content once, the newest file's first say."""
-        found: dict[str, Example] = {}
-        for artifact in reversed(files):
-            for example in self._examples.read(artifact):
-                found.setdefault(example.key, example)
-        return tuple(found.values())
+        return self._stored.examples(files)
 
     def keys_of(self, files: tuple[Artifact, ...]) -> frozenset[str]:
-        """Keys of the stored examples; files never change, so each is read once."""
-        for artifact in files:
-            if artifact not in self._keys:
-                self._keys[artifact] = frozenset(e.key for e in self._examples.read(artifact))
-        return frozenset().union(*(self._keys[artifact] for artifact in files))
+        """Keys of the stored examples."""
+        return self._stored.keys(files)
 
     def _limit_experts(self, expert_memory: int | None) -> None:
         if expert_memory is not None and expert_memory < 1:

@@ -38,6 +38,21 @@ class ExpertShape:
 
 
 @dataclass(frozen=True, slots=True)
+class TrafficRules:
+    """How unlabelled mixed rows are sorted.
+
+    Attributes:
+        share: of the skills' own rows that may be called strange.
+        alike: mean cosine from which on two clusters are one.
+        least: rows of a cluster that is taken for a skill's.
+    """
+
+    share: float = 0.05
+    alike: float = 0.3
+    least: int = 64
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """How to learn.
 
@@ -48,6 +63,7 @@ class Recipe:
         representation: what the test compares.
         new_expert: phases of a new expert, and of one whose answers are revised.
         more_data: phases of an expert that gets more data of the same answers.
+        replay: stored rows of an expert that train beside each new one.
         fit_steps: of rehearsal on stored features after each change.
         gate, granularity, top_k: of the router; what the pool has where None.
         none_share: share of the skills' own rows that the router may send to no expert; what the
@@ -57,6 +73,7 @@ class Recipe:
         generate: validation rows a skill whose answers are generated and checked.
         evaluation: further sets of rows that every training is measured on, by name.
         target: the one that stops a training and says what is best; the skill's own rows if None.
+        traffic: how unlabelled mixed rows are sorted.
         fingerprint: of all settings; a run is only resumed under the same ones.
     """
 
@@ -70,6 +87,7 @@ class Recipe:
     shape: ExpertShape
     new_expert: tuple[Phase, ...]
     more_data: tuple[Phase, ...]
+    replay: float
     gate: GateKind | None
     granularity: Granularity | None
     top_k: int | None
@@ -83,6 +101,7 @@ class Recipe:
     better: float = 0.005
     evaluation: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
     target: str | None = None
+    traffic: TrafficRules = TrafficRules()
 
     @property
     def apart(self) -> frozenset[str]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from dylora_moe.experts.gates import Gates
-from dylora_moe.lifecycle.completing import Begun, complete
+from dylora_moe.lifecycle.completing import Begun, answer_limit, complete
 from dylora_moe.lifecycle.live import LivePool, LiveSkill
 from dylora_moe.lifecycle.scorecard import RowScore, Scorecard, SkillCard
 from dylora_moe.lifecycle.text_pieces import beginning_of
@@ -21,9 +21,6 @@ from dylora_moe.routing.routing import Routing
 from dylora_moe.scoring.checks import score, settled
 from dylora_moe.training.measure import answer_losses, row_routing
 from dylora_moe.training.rows import Rows
-
-_LONGEST_ANSWER = 256
-"""Tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,13 +181,13 @@ def _seen(
     gates = None if live.model.passes.per_token else routing
     drafted = gates is not None and writes_the_largest(live.model)
     chosen = list(dict.fromkeys([*moved, *(asked if drafted else ())]))
-    losses = answer_losses(live.model, rows, gates=gates, only=chosen)
+    losses = answer_losses(live.model, rows, gates=gates, only=chosen, openings=drafted)
     pairs = zip(losses.total.tolist(), losses.tokens.tolist(), strict=True)
     counted = dict(zip(chosen, pairs, strict=True))
     openings = dict(zip(chosen, losses.openings, strict=True)) if drafted else {}
     answers = {}
     for index in asked:
-        row, limit = rows.encoded[index], _limit(rows.targets[index])
+        row, limit = rows.encoded[index], answer_limit(rows.targets[index])
         own = None if gates is None else Gates(gates.experts, gates.weights[index : index + 1])
         prompt = row.input_ids[: row.prompt_length]
         answers[index] = Begun(prompt, openings.get(index, ()), limit, own)
@@ -211,19 +208,13 @@ def _checked(live: LivePool, drafts: Mapping[str, _Draft]) -> dict[str, dict[int
     for skill_id, draft in drafts.items():
         for index, begun in draft.answers.items():
             example = live.skills[skill_id].validation[index]
-            beginning = beginning_of(live, begun.tokens)
+            beginning = beginning_of(live.base.tokenizer, begun.tokens)
             points = settled(example.check, beginning, example.completion)
             if points is None:
                 asked.append((skill_id, index, example, begun))
             else:
                 found[skill_id][index] = points
-    answers = complete(live, [begun for *_, begun in asked])
+    answers = complete(live.model, [begun for *_, begun in asked])
     for (skill_id, index, example, _), said in zip(asked, answers, strict=True):
         found[skill_id][index] = score(example.check, said, example.completion, example.tests)
     return found
-
-
-def _limit(targets: int) -> int:
-    """The longest answer of a row in tokens: 8 more than it is to have, rounded up to a power of
-    two: room for one that is worded otherwise."""
-    return min(_LONGEST_ANSWER, 1 << (targets + 7).bit_length())

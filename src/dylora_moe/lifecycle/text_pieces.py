@@ -8,7 +8,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
-from dylora_moe.lifecycle.live import LivePool
+from transformers import PreTrainedTokenizerBase
+
 from dylora_moe.model.row_tokens import OnTokens, RowTokens
 from dylora_moe.text.template import stop_token_id
 
@@ -19,17 +20,20 @@ _HALF_A_CHARACTER = "\ufffd"
 
 
 def texts_of_rows(
-    live: LivePool, prompts: Sequence[int], endings: Sequence[str], on_text: OnText
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[int],
+    endings: Sequence[str],
+    on_text: OnText,
 ) -> OnTokens:
     """What to hand to a generation so that the text of each of its rows is told.
 
     Args:
-        live: whose tokenizer the tokens are of.
+        tokenizer: that the tokens are of.
         prompts: the number that each row is told by.
         endings: texts that end an answer and are not part of it.
         on_text: gets that number and a piece, an empty one too.
     """
-    rows = [_RowText(live, endings) for _ in prompts]
+    rows = [_RowText(tokenizer, endings) for _ in prompts]
 
     def take(new: RowTokens) -> None:
         on_text(prompts[new.row], rows[new.row].take(new))
@@ -37,22 +41,24 @@ def texts_of_rows(
     return take
 
 
-def text_of(live: LivePool, tokens: Sequence[int], endings: Sequence[str]) -> str:
+def text_of(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], endings: Sequence[str]
+) -> str:
     """The answer that these tokens are, without what ends it."""
-    stop = stop_token_id(live.base.tokenizer)
+    stop = stop_token_id(tokenizer)
     kept = list(itertools.takewhile(lambda token: token != stop, tokens))
-    text = str(live.base.tokenizer.decode(kept, skip_special_tokens=True))
+    text = str(tokenizer.decode(kept, skip_special_tokens=True))
     for ending in endings:
         text = text.partition(ending)[0]
     return text
 
 
-def beginning_of(live: LivePool, tokens: Sequence[int]) -> str:
+def beginning_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     """What every answer that begins with these tokens begins with; empty where the tokenizer
     changes spaces by what follows them."""
-    if live.base.tokenizer.clean_up_tokenization_spaces:
+    if tokenizer.clean_up_tokenization_spaces:
         return ""
-    return text_of(live, tokens, ()).rstrip(_HALF_A_CHARACTER)
+    return text_of(tokenizer, tokens, ()).rstrip(_HALF_A_CHARACTER)
 
 
 class _RowText:
@@ -62,14 +68,14 @@ class _RowText:
     beginning of a text that ends the answer.
     """
 
-    def __init__(self, live: LivePool, endings: Sequence[str]) -> None:
-        self._live, self._endings = live, endings
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, endings: Sequence[str]) -> None:
+        self._tokenizer, self._endings = tokenizer, endings
         self._tokens: list[int] = []
         self._sent = 0
 
     def take(self, new: RowTokens) -> str:
         self._tokens.extend(new.tokens)
-        text = text_of(self._live, self._tokens, self._endings)
+        text = text_of(self._tokenizer, self._tokens, self._endings)
         settled = len(text)
         if not new.ended:
             text = text.rstrip(_HALF_A_CHARACTER)

@@ -1,13 +1,11 @@
 """The model: a frozen base, experts above its tap, and a router that reads at the tap.
 
-Knows how one pass finds its gates and how HF's Trainer looks at a model; knows nothing of phases,
-pools or texts.
+Knows how one pass finds its gates and its loss; how HF's Trainer looks at a model stands in
+`trained_model`. Knows nothing of phases, pools or texts.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
@@ -15,9 +13,8 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
-from dylora_moe.errors import ConfigError, RoutingError
+from dylora_moe.errors import RoutingError
 from dylora_moe.experts.gates import Gates
 from dylora_moe.experts.manager import ExpertManager
 from dylora_moe.foundation.anatomy import blocks
@@ -25,19 +22,18 @@ from dylora_moe.foundation.base import Base
 from dylora_moe.foundation.lean import gated_mlp
 from dylora_moe.foundation.tap import TapReader
 from dylora_moe.foundation.trunk import TrunkBatch, replay
-from dylora_moe.model import checkpointing
 from dylora_moe.model.head import answer_losses_of, ends_at_head, passed_over
 from dylora_moe.model.last_mlp import trained_only
 from dylora_moe.model.loss import TrainedPositions, cross_entropy, summed_up, trained_positions
-from dylora_moe.model.operations import count_operations
 from dylora_moe.model.output import RoutedOutput
 from dylora_moe.model.passes import Passes, check_packed
 from dylora_moe.model.prefix_cache import with_prefix_cache
+from dylora_moe.model.trained_model import TrainedModel
 from dylora_moe.routing.router import DynamicHybridRouter
 from dylora_moe.routing.routing import Routing
 
 
-class DyLoRAMoE(nn.Module):
+class DyLoRAMoE(TrainedModel):
     """Base, experts and router in one forward pass.
 
     Only experts (those the manager made trainable) and router learn: the base, its head too, is
@@ -56,47 +52,16 @@ class DyLoRAMoE(nn.Module):
 
     _last_mlp: nn.Module | None
 
-    main_input_name = "input_ids"
-    accepts_loss_kwargs = True
-    supports_gradient_checkpointing = True
-
     def __init__(self, base: Base, router: DynamicHybridRouter, experts: ExpertManager) -> None:
-        super().__init__()
-        if experts.model is not base.model:
-            raise ConfigError("the experts are on another model; make their manager of base.model")
-        if router.d_features != base.anatomy.d_features:
-            raise RoutingError(
-                f"the router takes {router.d_features} features and the base gives "
-                f"{base.anatomy.d_features}; make it of base.anatomy.d_features"
-            )
-        self.base = base
-        self.experts = experts
-        self.model = base.model
-        self.router = router.to(base.device)
+        super().__init__(base, router, experts)
         self.tap = TapReader(base.model, base.anatomy)
-        self._checkpointing = False
         # A module that is not to be found under two names.
         vars(self)["_last_mlp"] = gated_mlp(blocks(base.model, base.anatomy)[-1])
-        self.train(False)
 
     @cached_property
     def _ends_at_head(self) -> bool:
         # Asked by the first pass that makes no logits, and not before: it runs the base.
         return ends_at_head(self.base)
-
-    @property
-    def config(self) -> PreTrainedConfig:
-        """The base's configuration."""
-        return self.model.config
-
-    @property
-    def device(self) -> torch.device:
-        return self.base.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The compute dtype: the base's."""
-        return self.base.dtype
 
     def forward(
         self,
@@ -112,6 +77,7 @@ class DyLoRAMoE(nn.Module):
         expert: str | None = None,
         trained_logits_only: bool = False,
         loss_only: bool = False,
+        greedy: bool = False,
         num_items_in_batch: Tensor | int | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -131,6 +97,7 @@ class DyLoRAMoE(nn.Module):
             expert: one expert for all rows at weight one, or `base` for none.
             trained_logits_only: compute logits only where labels are trained.
             loss_only: compute the loss there and return no logits at all (`head`).
+            greedy: return the token of the largest logit at each trained position.
             num_items_in_batch: what HF's Trainer divides the summed loss by.
             use_cache: the base's own default where there are no labels.
             kwargs: handed to the base.
@@ -176,7 +143,7 @@ class DyLoRAMoE(nn.Module):
         if positions is not None:
             if trained_logits_only or loss_only:
                 routed.logits = output.logits.squeeze(0)
-            self._give_loss(routed, positions, num_items_in_batch, without_logits)
+            self._give_loss(routed, positions, num_items_in_batch, without_logits, greedy)
             if loss_only:
                 routed.logits = None
         return routed
@@ -203,6 +170,7 @@ class DyLoRAMoE(nn.Module):
         positions: TrainedPositions,
         num_items: Tensor | int | None,
         without_logits: bool,
+        greedy: bool,
     ) -> None:
         """Sets the losses; without logits, those stand for the last hidden states."""
         logits, head = routed.logits, self._head
@@ -210,102 +178,10 @@ class DyLoRAMoE(nn.Module):
         chosen = logits if logits.dim() == 2 else logits[positions.mask]
         if without_logits:
             assert isinstance(head, nn.Linear)
-            found = answer_losses_of(chosen, head, positions.targets)
+            found = answer_losses_of(chosen, head, positions.targets, greedy=greedy)
             loss, routed.greedy = summed_up(found.losses, positions, num_items), found.greedy
         else:
             loss = cross_entropy(chosen, positions, num_items)
-            routed.greedy = None if torch.is_grad_enabled() else chosen.argmax(-1)
+            routed.greedy = chosen.argmax(-1) if greedy else None
         routed.loss, routed.n_tokens = loss.mean, loss.n_tokens
         routed.row_losses, routed.row_tokens = loss.row_means, loss.row_tokens
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clears the gradients of experts and router; the frozen base, which has none, is not
-        walked through (8 ms a step of SmolLM2)."""
-        learned = [self.experts.parameters_of(name).values() for name in self.experts.trainable]
-        for parameter in itertools.chain(*learned, self.router.parameters()):
-            if parameter.grad is not None:
-                parameter.grad = None if set_to_none else parameter.grad.detach().zero_()
-
-    def train(self, mode: bool = True) -> DyLoRAMoE:
-        """Training mode of experts (their dropout) and router; the base stays in eval mode."""
-        self.training = mode
-        self.router.train(mode)
-        self.model.eval()
-        self.experts.train_dropout(mode)
-        for block in self._adapted_blocks:
-            # transformers' blocks checkpoint only in training mode; what is inside them stays.
-            block.training = self._recomputes
-        return self
-
-    def gradient_checkpointing_enable(
-        self,
-        gradient_checkpointing_kwargs: Mapping[str, Any] | None = None,
-        every_n_layers: int = 1,
-        offload: bool = False,
-    ) -> None:
-        """Recomputes the blocks above the tap in the backward pass (`model.checkpointing`).
-
-        The input is not made to require gradients, so backward stays above the tap.
-
-        Raises:
-            ConfigError: reentrant, offloaded, or blocks that cannot be checkpointed.
-        """
-        if offload:
-            raise ConfigError("checkpoints cannot be offloaded; set offload to False")
-        slot = self.experts.slot
-        checkpointing.enable(
-            self._adapted_blocks, slot, gradient_checkpointing_kwargs, every_n_layers
-        )
-        self._checkpointing = True
-        self.train(self.training)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keeps every block's activations again."""
-        checkpointing.disable(self._adapted_blocks)
-        self._checkpointing = False
-        self.train(self.training)
-
-    def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: Mapping[str, Any] | None = None, **kwargs: Any
-    ) -> None:
-        """The same under the name that transformers is moving to."""
-        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
-
-    def activation_checkpointing_disable(self) -> None:
-        """The same under the name that transformers is moving to."""
-        self.gradient_checkpointing_disable()
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        return self._checkpointing
-
-    @property
-    def is_activation_checkpointing(self) -> bool:
-        return self._checkpointing
-
-    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """Numbers in base, experts and router, tied weights once."""
-        embedding = self.model.get_input_embeddings().weight if exclude_embeddings else None
-        return sum(
-            p.numel()
-            for p in self.parameters()
-            if (p.requires_grad or not only_trainable) and p is not embedding
-        )
-
-    def floating_point_ops(self, inputs: Mapping[str, Any], exclude_embeddings: bool = True) -> int:
-        """Operations of one training step on the batch (`model.operations`)."""
-        trunk = inputs.get("trunk")
-        tokens = inputs["input_ids"].numel() if trunk is None else trunk.hidden[..., 0].numel()
-        return count_operations(self.model, self.base.anatomy, tokens, from_tap=trunk is not None)
-
-    def can_generate(self) -> bool:
-        """Yes: `model.generation.generate`."""
-        return True
-
-    @property
-    def _recomputes(self) -> bool:
-        return self._checkpointing and self.training
-
-    @property
-    def _adapted_blocks(self) -> list[nn.Module]:
-        return list(blocks(self.model, self.base.anatomy)[self.base.anatomy.tap_layer :])

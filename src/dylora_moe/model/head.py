@@ -35,7 +35,7 @@ class TargetLosses:
     Attributes:
         losses: cross entropy of each in nats, fp32.
         greedy: the token of the largest logit in the target's place, the first of equal ones; None
-            in a pass with a graph.
+            where it was not asked for.
     """
 
     losses: Float[Tensor, n]
@@ -105,7 +105,11 @@ def ends_at_head(base: Base) -> bool:
 
 
 def answer_losses_of(
-    hidden: Float[Tensor, "n d_model"], head: nn.Linear, targets: Int[Tensor, " n"]
+    hidden: Float[Tensor, "n d_model"],
+    head: nn.Linear,
+    targets: Int[Tensor, " n"],
+    *,
+    greedy: bool = False,
 ) -> TargetLosses:
     """Cross entropy of each target, with a gradient to the hidden states alone.
 
@@ -116,8 +120,9 @@ def answer_losses_of(
         hidden: the last hidden states, in the head's dtype.
         head: frozen.
         targets: token ids.
+        greedy: say what token has the largest logit too: a pass over all logits more.
     """
-    return TargetLosses(*_HeadLosses.apply(hidden, head.weight, head.bias, targets))
+    return TargetLosses(*_HeadLosses.apply(hidden, head.weight, head.bias, targets, greedy))
 
 
 class _Passed(Skip):
@@ -128,13 +133,18 @@ class _Passed(Skip):
 class _HeadLosses(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        asked: bool,
     ) -> tuple[Tensor, Tensor | None]:
         n = hidden.shape[0]
         losses = torch.empty(n, device=hidden.device)
         learns = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if learns else None
-        greedy = None if learns else torch.empty_like(targets)
+        greedy = torch.empty_like(targets) if asked else None
         step = max(1, _LOGITS // weight.shape[0])
         piece = max(1, _CACHED // weight.shape[0]) if hidden.device.type == "cpu" else step
         for start in range(0, n, step):
@@ -164,4 +174,4 @@ class _HeadLosses(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, *gradients: Any) -> Any:
         (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradient * gradients[0][:, None].to(gradient.dtype), None, None, None
+        return gradient * gradients[0][:, None].to(gradient.dtype), None, None, None, None

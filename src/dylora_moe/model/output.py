@@ -28,8 +28,8 @@ class RoutedOutput(CausalLMOutputWithPast):
         n_tokens: trained tokens in the batch, where labels were given.
         row_losses: mean loss of each row's trained tokens (0 where it has none), detached.
         row_tokens: trained tokens of each row.
-        greedy: the token of the largest logit at each trained position, in reading order; None in
-            a pass with a graph.
+        greedy: the token of the largest logit at each trained position, in reading order, where it
+            was asked for.
     """
 
     routing: Routing | None = None

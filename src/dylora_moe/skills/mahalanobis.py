@@ -21,11 +21,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dylora_moe.foundation.gram import gram
 from dylora_moe.foundation.statistics import double
+from dylora_moe.scoring.detection import auroc
 from dylora_moe.skills.library import Skill, SkillLibrary
 from dylora_moe.skills.novelty import Limits, Measurement, NoveltyDetector
-from dylora_moe.skills.separability import auc, auc_interval
+from dylora_moe.skills.separability import auc_interval
+from dylora_moe.skills.within import Within
 
 PER_SKILL = 128
 """Rows of a skill that an arrival is compared with."""
@@ -70,7 +71,7 @@ class Mahalanobis(NoveltyDetector):
         found = []
         for index, skill in enumerate(tested):
             distances, own = within.squared(rows, index), within.left_out(index)
-            told = auc_interval(auc(distances, own), samples, len(own))
+            told = auc_interval(auroc(distances.tolist(), own.tolist()), samples, len(own))
             found.append((float(distances.mean()), skill.skill_id, told))
         # By distance, not by AUC: rows of any kind lie within the widest skill's own distances.
         found.sort(key=lambda each: each[:2])
@@ -82,30 +83,21 @@ class Mahalanobis(NoveltyDetector):
 class WithinCovariance:
     """The covariance of rows about the means of their groups, shrunk towards the identity.
 
-    With X the centred rows, standardised, m their degrees of freedom and s the shrinkage, it is
-    `s I + (1 - s) / m X^T X`: a multiple of `A = r I + X^T X` with `r = s m / (1 - s)`. Distances
-    are given under A, since a factor is the same for all of them. By Woodbury's identity
-    `z^T A^-1 z = (|z|^2 - |L^-1 X z|^2) / r` where `L L^T = X X^T + r I`, a system as large as the
-    rows are many.
-
+    Distances are given under `A` of `skills.within`, since a factor is the same for all of them.
     Without the row x of a group of g, the group's mean moves by `-x / (g - 1)`, and X^T X loses
     `a x x^T` with `a = g / (g - 1)`. So by Sherman and Morrison's formula the square of that row's
-    distance, left out, is `a^2 h / (1 - a h)`, where `h = x^T A^-1 x = 1 - r ((L L^T)^-1)_xx`.
+    distance, left out, is `a^2 h / (1 - a h)`, where `h = x^T A^-1 x` is its leverage.
 
     Attributes:
         means: of the groups, float64.
         std: what rows are standardised by, float64.
-        rows: X, float32.
-        factor: L, float64.
-        ridge: r.
+        within: the scatter of the rows about them.
         sizes: rows of each group.
     """
 
     means: Float[Tensor, "k d"]
     std: Float[Tensor, " d"]
-    rows: Float[Tensor, "n d"]
-    factor: Float[Tensor, "n n"]
-    ridge: float
+    within: Within
     sizes: tuple[int, ...]
 
     @classmethod
@@ -115,23 +107,14 @@ class WithinCovariance:
         """Of float64 rows in groups, one of which has two rows or more."""
         means = torch.stack([group.mean(0) for group in groups])
         centred = [group - mean for group, mean in zip(groups, means, strict=True)]
-        rows = (torch.cat(centred) / std).float()
-        freedom = max(1, len(rows) - len(groups))
-        ridge = shrinkage / (1 - shrinkage) * freedom
-        # float32 keeps the digits: the sum of d products errs by some 1e-3, and the ridge is far
-        # larger (`skills.separability.FoldScores`).
-        system = gram(rows).double()
-        system.diagonal().add_(ridge)
         sizes = tuple(len(group) for group in groups)
-        return cls(means, std, rows, torch.linalg.cholesky(system), ridge, sizes)
+        within = Within.of(torch.cat(centred) / std, sum(sizes) - len(sizes), shrinkage)
+        return cls(means, std, within, sizes)
 
     def squared(self, points: Float[Tensor, "n d"], group: int) -> Float[Tensor, " n"]:
         """Squares of float64 points' distances from the mean of a group."""
         apart = ((points - self.means[group]) / self.std).float()
-        along = (self.rows @ apart.T).double()
-        pulled = torch.linalg.solve_triangular(self.factor, along, upper=False)
-        squares: Tensor = apart.double().square().sum(1) - pulled.square().sum(0)
-        return squares.clamp_min(0) / self.ridge
+        return self.within.squared(apart) / self.within.ridge
 
     def left_out(self, group: int) -> Float[Tensor, " rows"]:
         """Squares of a group's own rows' distances, each without its part in mean and covariance.
@@ -139,8 +122,7 @@ class WithinCovariance:
         The group has two rows or more.
         """
         start, size = sum(self.sizes[:group]), self.sizes[group]
-        inverse = torch.cholesky_inverse(self.factor).diagonal()[start : start + size]
-        inside, moved = 1 - self.ridge * inverse, size / (size - 1)
+        inside, moved = self.within.leverages[start : start + size], size / (size - 1)
         squares: Tensor = moved**2 * inside / (1 - moved * inside)
         return squares
 

@@ -142,7 +142,7 @@ def decide(
     """
     limits = limits or Limits()
     name, reason = _table(separability, fit, threshold, samples, tokens, limits)
-    return Verdict(name, separability, fit, nearest, reason, detector)
+    return Verdict(name, separability, fit, nearest, reason, detector, threshold)
 
 
 def _table(

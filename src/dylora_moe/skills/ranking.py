@@ -2,7 +2,7 @@
 
 Knows means and rows; knows no library and no test. It chooses whom the test looks at, so the order
 counts and not the last digit: 512 rows, as many of each skill, stand for the scatter of all, and
-the system to be factored is as large as they are many, however wide the features.
+the system to be factored (`skills.within`) is as large as they are many, however wide the features.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dylora_moe.foundation.gram import gram
 from dylora_moe.foundation.statistics import double
+from dylora_moe.skills.within import Within
 
 MOST_ROWS = 512
 """Rows that stand for the scatter. On features of SmolLM2-135M, among 8 and among 118 skills, the
@@ -26,23 +26,17 @@ skill of the lowest separability was among the first three as often as with the 
 class Ranking:
     """The skills' means under the scatter within skills, shrunk towards the identity.
 
-    With X the sampled rows about their skill's mean, standardised, and shrinkage s, the correlation
-    is `R = s I + (1 - s) / n X^T X`, and by Woodbury's identity
-    `z^T R^-1 z = (|z|^2 - |L^-1 X z|^2) / s` where `L L^T = X X^T + s n / (1 - s) I`.
-
     Attributes:
         centre, std: what the means and every point are standardised by; float64.
-        rows: X, float32.
-        factor: L.
+        within: the scatter of the sampled rows about their skills' means.
         means: of the skills, standardised.
-        pulled: `L^-1 X z` of each mean.
-        shrinkage: s.
+        pulled: `Within.pulled` of each mean, so that a point costs no more than one itself.
+        shrinkage: of the scatter.
     """
 
     centre: Float[Tensor, " d"]
     std: Float[Tensor, " d"]
-    rows: Float[Tensor, "n d"]
-    factor: Float[Tensor, "n n"]
+    within: Within
     means: Float[Tensor, "k d"]
     pulled: Float[Tensor, "k n"]
     shrinkage: float
@@ -73,20 +67,15 @@ class Ranking:
         variance = inner.square().sum(0) / max(1, len(inner))
         std = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
         centre = means.mean(0)
-        near, points = (inner / std).float(), ((means - centre) / std).float()
-        system = gram(near)
-        system.diagonal().add_(shrinkage * max(1, len(near)) / (1 - shrinkage))
-        factor = torch.linalg.cholesky(system)
-        pulled = torch.linalg.solve_triangular(factor, near @ points.T, upper=False).T
-        return cls(centre, std, near, factor, points, pulled, shrinkage)
+        within = Within.of(inner / std, len(inner), shrinkage)
+        points = ((means - centre) / std).float()
+        return cls(centre, std, within, points, within.pulled(points), shrinkage)
 
     def distances(self, point: Float[Tensor, " d"]) -> Float[Tensor, " k"]:
         """From each mean to the point, divided by the square root of the width."""
-        at = ((point - self.centre) / self.std).float()
-        pulled = torch.linalg.solve_triangular(self.factor, (self.rows @ at)[:, None], upper=False)
-        explained = (self.pulled - pulled[:, 0]).square().sum(1)
-        squares: Tensor = ((self.means - at).square().sum(1) - explained).clamp_min(0)
-        return (squares / (self.shrinkage * len(at))).sqrt()
+        at = ((point - self.centre) / self.std).float()[None]
+        squares = self.within.squared(self.means - at, self.pulled - self.within.pulled(at))
+        return (squares / (self.shrinkage * at.shape[1])).sqrt()
 
 
 def _limit(sizes: Sequence[int], most: int) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 from dylora_moe.errors import ConfigError, DataError
 from dylora_moe.foundation.gram import gram
 from dylora_moe.records import Interval
+from dylora_moe.scoring.detection import auroc
 
 _Z = 1.959963984540054
 """The 97.5% point of the normal distribution."""
@@ -76,7 +77,7 @@ def separability(
         fold = torch.cat([_folds(len(side), folds, generator) for side in sides])
         # In units of the squared distance; what differs by rounding alone is a tie.
         scores = (left_out.scores(fold) * freedom * 1e9).round()
-        values.append(auc(scores[labels == 1], scores[labels == 0]))
+        values.append(auroc(scores[labels == 1].tolist(), scores[labels == 0].tolist()))
     return auc_interval(sum(values) / len(values), len(sides[1]), len(sides[0]), _TRAINING)
 
 
@@ -84,12 +85,6 @@ def require_shrinkage(shrinkage: float) -> None:
     """ConfigError where no scatter would be left, or nothing but it."""
     if not 0.0 < shrinkage < 1.0:
         raise ConfigError(f"shrinkage is {shrinkage}; give a number above 0 and below 1, as 0.1")
-
-
-def auc(positive: Float[Tensor, " n"], negative: Float[Tensor, " m"]) -> float:
-    """Share of pairs in which the positive score is higher; ties count half."""
-    difference = positive[:, None] - negative[None, :]
-    return float(((difference > 0).double() + 0.5 * (difference == 0).double()).mean())
 
 
 def auc_interval(value: float, n: int, m: int, widening: float = 1.0) -> Interval:

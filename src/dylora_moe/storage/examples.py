@@ -124,6 +124,10 @@ class JsonlExamples:
         """Batches that wait, oldest first; rows that came under one name are one batch."""
         return self._waiting.batches()
 
+    def keep(self, name: str, examples: Sequence[Example]) -> None:
+        """From now on just these rows wait under the name; none, where there are none."""
+        self._waiting.keep(name, examples)
+
     def admit(self, names: Sequence[str]) -> None:
         """Takes batches out of the waiting room; a name that does not wait (any more) is no
         error, so that a run that is resumed may say it again."""

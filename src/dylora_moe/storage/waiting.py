@@ -46,11 +46,23 @@ class WaitingRoom:
         new = {example.key: example for example in examples if example.key not in known}
         if new:
             place = max((batch.place for batch in batches), default=0) + 1
-            body = write_lines(new.values(), before={"batch": name, "place": place}, after={})
-            slug = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60] or "batch"
-            sha256 = hashlib.sha256(body).hexdigest()
-            self._artifacts.put_bytes(f"{_FOLDER}/{slug}-{sha256[:16]}.jsonl", body)
+            self._write(name, place, list(new.values()))
         return len(known) + len(new)
+
+    def keep(self, name: str, examples: Sequence[Example]) -> None:
+        """From now on just these rows wait under the name, at the place that it had.
+
+        What is new is there before what was is gone: a process that dies in between leaves both.
+        """
+        batches = self._read()
+        old = {batch.path for batch in batches if batch.name == name}
+        places = [batch.place for batch in batches if batch.path in old]
+        written = set()
+        if examples:
+            place = min(places, default=max((batch.place for batch in batches), default=0) + 1)
+            written.add(self._write(name, place, list({e.key: e for e in examples}.values())))
+        for path in old - written:
+            self._artifacts.remove(path)
 
     def batches(self) -> list[tuple[str, list[Example]]]:
         """Rows by the name they came under, oldest name first."""
@@ -63,6 +75,12 @@ class WaitingRoom:
         for batch in self._read():
             if batch.name in names:
                 self._artifacts.remove(batch.path)
+
+    def _write(self, name: str, place: int, examples: Sequence[Example]) -> str:
+        body = write_lines(examples, before={"batch": name, "place": place}, after={})
+        slug = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60] or "batch"
+        sha256 = hashlib.sha256(body).hexdigest()
+        return self._artifacts.put_bytes(f"{_FOLDER}/{slug}-{sha256[:16]}.jsonl", body).path
 
     def _read(self) -> list[_Batch]:
         folder = self._artifacts.root / _FOLDER

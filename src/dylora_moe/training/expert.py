@@ -22,7 +22,7 @@ from dylora_moe.training.callbacks import OnProgress
 from dylora_moe.training.checkpoints import Checkpoints
 from dylora_moe.training.gradient import Task
 from dylora_moe.training.learnables import Learnables
-from dylora_moe.training.objective import Rehearsal, RouterLossWeights
+from dylora_moe.training.objective import Penalty, Rehearsal, RouterLossWeights
 from dylora_moe.training.outcome import TrainingOutcome
 from dylora_moe.training.phases import Phase
 from dylora_moe.training.rows import Rows
@@ -43,6 +43,8 @@ def train_expert(
     neighbours: Sequence[str] = (),
     rehearsal: Rehearsal | None = None,
     losses: RouterLossWeights | None = None,
+    beside: Sequence[str] = (),
+    penalty: Penalty | None = None,
     folder: Path,
     reporter: Reporter,
     seed: int = 0,
@@ -69,6 +71,9 @@ def train_expert(
         neighbours: frozen experts to collaborate with, nearest first.
         rehearsal: stored features of every skill, for the phases in which the gate learns.
         losses: coefficients of the gate's losses; the defaults where None.
+        beside: frozen experts that add their whole deltas to its own, in training and in
+            measuring, instead of neighbours.
+        penalty: a term of the loss over the expert's matrices; none where None.
         folder: the run's folder; checkpoints go to `checkpoints/` in it.
         reporter: gets every log; not closed.
         seed: of the rows' order, dropout and rehearsal.
@@ -93,6 +98,8 @@ def train_expert(
         tuple(neighbours),
         rehearsal,
         losses if losses is not None else RouterLossWeights(),
+        tuple(beside),
+        penalty,
     )
     _check(model, task, phases)
     voice = Voice(reporter, on_progress, on_warning)
@@ -126,11 +133,16 @@ def _check(model: DyLoRAMoE, task: Task, phases: Sequence[Phase]) -> None:
         raise TrainingError(
             f"no trained token in {', '.join(empty) or 'the training rows'}; give rows with answers"
         )
-    unknown = {task.expert_id, *task.neighbours} - set(model.experts.names)
-    if unknown or task.expert_id in task.neighbours:
+    others = {*task.neighbours, *task.beside}
+    unknown = {task.expert_id, *others} - set(model.experts.names)
+    if unknown or task.expert_id in others:
         raise TrainingError(
-            f"experts {', '.join(sorted(unknown)) or task.expert_id} cannot take part: neighbours "
-            "are other experts of the model; load them first"
+            f"experts {', '.join(sorted(unknown)) or task.expert_id} cannot take part: neighbours, "
+            "and those beside it, are other experts of the model; load them first"
+        )
+    if task.neighbours and task.beside:
+        raise TrainingError(
+            f"{task.expert_id} has neighbours to mix with and experts beside it; give one of them"
         )
     needed = {task.expert_id} if any(phase.train_gate for phase in phases) else set()
     if any(share > 0 for phase in phases for share in phase.collaboration) and task.neighbours:
@@ -166,6 +178,11 @@ def _identity(model: DyLoRAMoE, task: Task, phases: Sequence[Phase], seed: int) 
         ],
         "seed": seed,
     }
+    # Only where there is any: a run that was begun before they were known goes on.
+    if task.beside:
+        facts["beside"] = task.beside
+    if task.penalty is not None:
+        facts["penalty"] = task.penalty.name
     return _hash(json.dumps(facts, sort_keys=True))
 
 

@@ -17,12 +17,15 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from dylora_moe.errors import TrainingError
 from dylora_moe.experts.gates import Gates
+from dylora_moe.foundation.trunk import TrunkBatch
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.records import BASE_NAME
 from dylora_moe.routing.routing import Routing
+from dylora_moe.text.batching import Batch
 from dylora_moe.training.learnables import Learnables
 from dylora_moe.training.memory import MicroBatches, first_line, is_out_of_memory
 from dylora_moe.training.objective import (
+    Penalty,
     Rehearsal,
     RouterLosses,
     RouterLossWeights,
@@ -50,6 +53,9 @@ class Task:
         neighbours: frozen experts it may train in mixture with.
         rehearsal: stored features for the gate.
         losses: coefficients of the gate's losses.
+        beside: frozen experts that add their whole deltas in every row, while training and
+            measuring.
+        penalty: added to the answers' loss, once an update.
     """
 
     expert_id: str
@@ -59,6 +65,12 @@ class Task:
     neighbours: tuple[str, ...]
     rehearsal: Rehearsal | None
     losses: RouterLossWeights
+    beside: tuple[str, ...] = ()
+    penalty: Penalty | None = None
+
+    def summed(self, rows: int, device: torch.device) -> Gates:
+        """The expert and all that stand beside it, each at weight one in every row."""
+        return Gates.all_of((self.expert_id, *self.beside), rows, device)
 
 
 class UpdateGradient:
@@ -90,7 +102,7 @@ class UpdateGradient:
         self._learnables = Learnables(model, task.expert_id)
         self._targets = task.train.targets
         self._scale = _FP16_SCALE if model.dtype == torch.float16 else 1.0
-        self._tried = 0
+        self._tried: Sequence[int] = ()
         self.groups: dict[str, list[nn.Parameter]] = {
             task.expert_id: list(self._learnables.expert.values())
         }
@@ -138,7 +150,8 @@ class UpdateGradient:
         rows: Sequence[int],
         step: int,
         targets: Tensor | int | None,
-        expert: str | None = None,
+        *,
+        without: bool = False,
     ) -> Any:
         """The model's output of one forward pass, its summed loss divided by `targets`.
 
@@ -146,7 +159,7 @@ class UpdateGradient:
             rows: indices into the training rows.
             step: decides the mixture.
             targets: trained tokens of the whole update; the pass's own where None.
-            expert: this one alone instead of the mixture.
+            without: leave the expert out: what it is put upon.
         """
         batch, trunk = self._task.train.batch(
             rows,
@@ -154,38 +167,40 @@ class UpdateGradient:
             device=self._model.device,
             packed=self._phase.packing,
         )
-        gates: Gates | None = None
-        if expert is None:
-            share = self._phase.dense_share(step, self._steps)
-            # Alone in its rows, an expert is alone at every token.
-            features = self._model.passes.features(trunk, batch) if share else trunk.features
-            gates = mixture_gates(
-                self._model.router,
-                features,
-                self._task.expert_id,
-                self._task.neighbours,
-                share,
-            )
+        gates = self._rest(len(rows)) if without else self._mixture(trunk, batch, step)
         return self._model(
             **batch,
             trunk=trunk,
             gates=gates,
-            expert=expert,
+            expert=BASE_NAME if gates is None else None,
             loss_only=True,
             num_items_in_batch=targets,
         )
 
+    def _mixture(self, trunk: TrunkBatch, batch: Batch, step: int) -> Gates:
+        task = self._task
+        if task.beside:
+            return task.summed(len(trunk.features), self._model.device)
+        share = self._phase.dense_share(step, self._steps)
+        # Alone in its rows, an expert is alone at every token.
+        features = self._model.passes.features(trunk, batch) if share else trunk.features
+        return mixture_gates(self._model.router, features, task.expert_id, task.neighbours, share)
+
+    def _rest(self, rows: int) -> Gates | None:
+        beside = self._task.beside
+        return Gates.all_of(beside, rows, self._model.device) if beside else None
+
     @torch.no_grad()
     def base_loss(self, passes: Sequence[Pass]) -> float:
-        """The base's loss on an update's rows: what a first loss should be near."""
+        """The loss on an update's rows without the expert: what a first loss should be near."""
         targets = self._count(passes)
         while True:
             said = ""
             try:
                 total = 0.0
                 for rows in self._micro.split(passes):
-                    self._tried = len(rows)
-                    total += float(self.pass_output(rows, 0, targets, BASE_NAME).loss)
+                    self._tried = rows
+                    total += float(self.pass_output(rows, 0, targets, without=True).loss)
                 return total
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -205,7 +220,7 @@ class UpdateGradient:
         targets = self._count(passes)
         total = torch.zeros((), device=self._model.device)
         for rows in self._micro.split(passes):
-            self._tried = len(rows)
+            self._tried = rows
             loss = self.pass_output(rows, step, targets).loss
             if not loss.requires_grad:
                 raise TrainingError(
@@ -215,6 +230,10 @@ class UpdateGradient:
             (loss * self._scale).backward()
             total += loss.detach()
         numbers = {"loss": total}
+        if (penalty := self._task.penalty) is not None:
+            term = penalty.value()
+            (term * self._scale).backward()
+            numbers[penalty.logged] = term.detach()
         routing: Routing | None
         if self._phase.train_gate:
             gate = self._router_losses(passes, step)

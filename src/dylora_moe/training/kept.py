@@ -31,7 +31,7 @@ class Kept:
     Attributes:
         best: the best weights so far.
         meter: counts over all phases.
-        micro: how many rows a forward pass may have.
+        micro: how many tokens a forward pass may have.
         losses_seen: answer losses of the phase's first and last update.
     """
 
@@ -51,7 +51,7 @@ class Kept:
         progress = {
             "best": self.best.state(),
             "meter": self.meter.state(),
-            "micro_rows": self.micro.rows,
+            "pass_tokens": self.micro.tokens,
             "losses_seen": self.losses_seen,
         }
         (folder / PROGRESS_FILE).write_text(json.dumps(progress), encoding="utf-8")
@@ -61,7 +61,7 @@ class Kept:
         progress = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
         self.best.load(progress["best"], read_weights(folder, BEST_FILE))
         self.meter.load(progress["meter"])
-        self.micro.rows = progress["micro_rows"]
+        self.micro.tokens = progress["pass_tokens"]
         self.losses_seen = progress["losses_seen"]
 
 

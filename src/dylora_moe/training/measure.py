@@ -21,6 +21,7 @@ from dylora_moe.text.batching import length_grouped
 from dylora_moe.text.template import Encoded
 from dylora_moe.training.memory import is_out_of_memory, release
 from dylora_moe.training.rows import Rows
+from dylora_moe.training.updates import halved, pass_tokens
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,8 @@ class RowLosses:
         total: sum over each row's trained tokens.
         tokens: trained tokens of each row.
         openings: what greedy decoding begins each row's last answer with: its tokens as far as
-            they are right, its stop token too, and the first that would be written instead.
+            they are right, its stop token too, and the first that would be written instead; none
+            where they were not asked for.
     """
 
     total: Float[Tensor, n]
@@ -59,10 +61,11 @@ def answer_losses(
     batch_tokens: int = 2048,
     limit: int | None = None,
     only: Sequence[int] | None = None,
+    openings: bool = False,
 ) -> RowLosses:
     """Measures the loss of each row's answers, starting at the tap.
 
-    Rows of like length run together; where memory runs out, in halves.
+    Rows of like length run together; where memory runs out, in passes of half the tokens.
 
     Args:
         model: in any mode; it runs in eval mode and is put back.
@@ -72,6 +75,8 @@ def answer_losses(
         batch_tokens: padded tokens of one forward pass; a longer row runs alone.
         limit: only the first so many rows.
         only: these rows alone; the losses come in their order.
+        openings: look for the largest logit of each trained token too, a seventh of what the head
+            takes.
 
     Raises:
         RoutingError: both `expert` and `gates`, or gates for another number of rows.
@@ -87,7 +92,7 @@ def answer_losses(
             f"gates for {gates.weights.shape[0]} rows of {len(rows)}; give one per row"
         )
     total, tokens = torch.zeros(n), torch.zeros(n, dtype=torch.long)
-    openings: dict[int, tuple[int, ...]] = {}
+    begun: dict[int, tuple[int, ...]] = {}
     if n == 0:
         return RowLosses(total, tokens)
     lengths = [rows.lengths[index] for index in chosen]
@@ -101,9 +106,10 @@ def answer_losses(
                 _prefetch(model, rows, [chosen[place] for place in waiting[-1]], gates)
             try:
                 numbers = [chosen[place] for place in group]
-                found = _group_losses(model, rows, numbers, expert, gates)
+                found = _group_losses(model, rows, numbers, expert, gates, openings)
                 total[group], tokens[group] = found.total, found.tokens
-                openings.update(zip(group, found.openings, strict=True))
+                if openings:
+                    begun.update(zip(group, found.openings, strict=True))
                 continue
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -114,11 +120,9 @@ def answer_losses(
                 )
             release()
             # The others that are as large would fail too.
-            half = len(group) // 2
-            waiting = [
-                each[i : i + half] for each in [*waiting, group] for i in range(0, len(each), half)
-            ]
-    return RowLosses(total, tokens, tuple(openings[place] for place in range(n)))
+            room = pass_tokens(group, lengths) // 2
+            waiting = [part for each in [*waiting, group] for part in halved(each, lengths, room)]
+    return RowLosses(total, tokens, tuple(begun[place] for place in range(n if openings else 0)))
 
 
 def _group_losses(
@@ -127,6 +131,7 @@ def _group_losses(
     group: list[int],
     expert: str | None,
     gates: Gates | Routing | None,
+    openings: bool,
 ) -> RowLosses:
     pad_id = model.base.tokenizer.pad_token_id
     batch, trunk = rows.batch(group, pad_id=pad_id, device=model.device)
@@ -136,14 +141,18 @@ def _group_losses(
     elif expert is None:
         # Named, not left to the model: an expert that is pinned there would win.
         given = model.passes.decided(trunk, batch)
-    output = model(**batch, trunk=trunk, gates=given, expert=expert, loss_only=True)
-    counts = output.row_tokens.cpu()
-    greedy = output.greedy.cpu().split(counts.tolist())
-    openings = (
-        _opening(rows.encoded[index], written.tolist())
-        for index, written in zip(group, greedy, strict=True)
+    output = model(
+        **batch, trunk=trunk, gates=given, expert=expert, loss_only=True, greedy=openings
     )
-    return RowLosses(output.row_losses.float().cpu() * counts, counts, tuple(openings))
+    counts = output.row_tokens.cpu()
+    begun: tuple[tuple[int, ...], ...] = ()
+    if openings:
+        greedy = output.greedy.cpu().split(counts.tolist())
+        begun = tuple(
+            _opening(rows.encoded[index], written.tolist())
+            for index, written in zip(group, greedy, strict=True)
+        )
+    return RowLosses(output.row_losses.float().cpu() * counts, counts, begun)
 
 
 def _opening(row: Encoded, greedy: Sequence[int]) -> tuple[int, ...]:

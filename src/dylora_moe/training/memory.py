@@ -1,7 +1,7 @@
 """Memory that runs out: how it is told from other errors, and micro-batches that get smaller.
 
 Knows errors and lists of rows; knows no model. The effective batch stays the same, so the gradient
-does too: only the number of rows in one forward pass is halved.
+does too: only the tokens of one forward pass are halved, so that passes of short rows stay whole.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import psutil
 import torch
 
 from dylora_moe.errors import TrainingError
+from dylora_moe.training.updates import halved, pass_tokens
 
 _WORDS = (
     "out of memory",
@@ -35,23 +36,35 @@ class MicroBatches:
     """Splits the rows of forward passes to the size that fits, which only ever shrinks.
 
     Args:
-        rows: rows of the largest forward pass so far planned.
+        tokens: of the largest forward pass that is planned.
+        lengths: tokens of each row there is.
         warn: is told once per halving.
+        packed: rows stand behind one another and are not padded.
+
+    Attributes:
+        tokens: that a forward pass of more than one row may have, its padding included.
     """
 
-    def __init__(self, rows: int, warn: Callable[[str], None]) -> None:
-        self.rows = rows
-        self._warn = warn
+    def __init__(
+        self,
+        tokens: int,
+        lengths: Sequence[int],
+        warn: Callable[[str], None],
+        *,
+        packed: bool = False,
+    ) -> None:
+        self.tokens = tokens
+        self._lengths, self._warn, self._packed = lengths, warn, packed
 
     def split(self, passes: Sequence[Sequence[int]]) -> list[list[int]]:
-        """The same rows in the same order, in passes of at most `rows`."""
+        """The same rows in passes that fit."""
         return [
-            list(rows[start : start + self.rows])
+            part
             for rows in passes
-            for start in range(0, len(rows), self.rows)
+            for part in halved(rows, self._lengths, self.tokens, self._packed)
         ]
 
-    def halve(self, tried: int, said: str) -> None:
+    def halve(self, tried: Sequence[int], said: str) -> None:
         """Halves what is tried next, and gives the freed memory back.
 
         Not to be called while the error is being handled: it holds the failed pass's tensors.
@@ -63,15 +76,17 @@ class MicroBatches:
         Raises:
             TrainingError: a single row did not fit.
         """
-        if tried <= 1:
+        if len(tried) <= 1:
             raise TrainingError(
                 f"one row alone does not fit into memory ({said}); shorten the rows (max_length), "
                 "switch gradient_checkpointing on, or lower the expert's rank"
             )
-        self.rows = max(1, tried // 2)
+        tokens = pass_tokens(tried, self._lengths, self._packed)
+        self.tokens = tokens // 2
         self._warn(
-            f"memory ran out at {tried} rows a forward pass: going on with {self.rows} at the same "
-            "effective batch; set batch_size lower and accumulation higher to avoid the detour"
+            f"memory ran out at {tokens} tokens a forward pass ({len(tried)} rows): going on with "
+            f"{self.tokens} at the same effective batch; set batch_size lower and accumulation "
+            "higher to avoid the detour"
         )
         release()
 

@@ -7,7 +7,7 @@ update is cut into forward passes and never count padding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +35,26 @@ class RouterLossWeights:
     z: float = 1e-4
     entropy: float = 0.0
     rehearsal: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Penalty:
+    """A term of the loss that depends on the expert's matrices alone, not on rows: what keeps it
+    near something it was, or away from something there is.
+
+    Attributes:
+        name: what it is, with whatever it depends on: a part of the run's identity, since nothing
+            else tells one penalty from another. It is logged as `<first word of it>_loss`.
+        value: the term with its coefficient, once an update; with gradient to the expert.
+    """
+
+    name: str
+    value: Callable[[], Float[Tensor, ""]]
+
+    @property
+    def logged(self) -> str:
+        """The key its value is logged by."""
+        return f"{self.name.split()[0]}_loss"
 
 
 @dataclass(frozen=True, eq=False)

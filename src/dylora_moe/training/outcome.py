@@ -18,7 +18,7 @@ class PhaseOutcome:
         start_loss: loss on the target before the phase.
         best_loss: lowest loss on the target, at `best_step` (0: what the phase began with).
         padding_fraction: share of padding in its forward passes.
-        micro_batch: rows in the largest forward pass at its end.
+        pass_tokens: that a forward pass might have at its end, with its padding.
     """
 
     name: str
@@ -35,7 +35,7 @@ class PhaseOutcome:
     best_step: int
     stopped_early: bool
     padding_fraction: float
-    micro_batch: int
+    pass_tokens: int
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""

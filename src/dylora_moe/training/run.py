@@ -125,7 +125,9 @@ class Run:
         best = BestWeights(phase.patience)
         if self._best is not None:
             best = self._best.carry(phase.patience)
-        kept = Kept(best, self._meter, MicroBatches(plan.largest_pass, self._voice.warn))
+        lengths, warn = self._task.train.lengths, self._voice.warn
+        micro = MicroBatches(plan.largest_pass, lengths, warn, packed=phase.packing)
+        kept = Kept(best, self._meter, micro)
         before = replace(self._meter)
         self._announce(phase, plan)
         with self.learnables.learning(phase.train_gate):
@@ -270,5 +272,5 @@ def _outcome(phase: Phase, plan: UpdatePlan, steps: int, kept: Kept, before: Met
         best_step=best.step,
         stopped_early=steps < plan.steps,
         padding_fraction=plan.padding_fraction,
-        micro_batch=kept.micro.rows,
+        pass_tokens=kept.micro.tokens,
     )

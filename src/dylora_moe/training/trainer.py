@@ -29,6 +29,7 @@ from dylora_moe.training.learnables import Learnables, read_weights
 from dylora_moe.training.measure import answer_losses
 from dylora_moe.training.meter import operations_per_token
 from dylora_moe.training.phases import Phase, scheduler_arguments
+from dylora_moe.training.rows import Rows
 from dylora_moe.training.updates import Pass, UpdatePlan
 from dylora_moe.training.watchdog import Update, Watchdog
 
@@ -212,15 +213,14 @@ class ExpertTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """The expert's loss at weight one on every evaluation set, as `eval_<set>_loss`."""
+        """The loss on every evaluation set with the expert, and what stands beside it, at weight
+        one, as `eval_<set>_loss`."""
         if self.state.global_step and self.callback.is_due(0.25):
             # An evaluation may take long: what was trained before it is not to be lost in it.
             self._save_checkpoint(self.model, None)
             self.callback.on_save(self.args, self.state, self.control)
         metrics = {
-            f"{metric_key_prefix}_{name}_loss": answer_losses(
-                self.model, rows, expert=self.task.expert_id
-            ).mean
+            f"{metric_key_prefix}_{name}_loss": self._measured(rows)
             for name, rows in self.task.evaluation.items()
         }
         self.log(dict(metrics))
@@ -237,6 +237,12 @@ class ExpertTrainer(Trainer):
         )
         return metrics
 
+    def _measured(self, rows: Rows) -> float:
+        task = self.task
+        if task.beside:
+            return answer_losses(self.model, rows, gates=task.summed(len(rows), self._device)).mean
+        return answer_losses(self.model, rows, expert=task.expert_id).mean
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Hands the numbers to the reporter, those of the last update beside HF's own."""
         if "train_runtime" in logs:
@@ -247,6 +253,7 @@ class ExpertTrainer(Trainer):
             logs |= {key: value for key, value in self._numbers.items() if key != "loss"}
             logs |= {
                 "padding_fraction": self.plan.padding_fraction,
+                "tokens": meter.tokens,
                 "tokens_per_second": meter.tokens_per_second,
                 "total_flos": meter.flops,
                 "peak_memory_bytes": meter.peak_memory_bytes,

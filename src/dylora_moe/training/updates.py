@@ -37,21 +37,18 @@ class UpdatePlan:
         epoch_ends: the number of steps after which each epoch is over; the last is the phase's.
         padding_fraction: share of padding over all tokens of all forward passes.
         sequence_lengths: tokens of each packed sequence of the first epoch; empty when padded.
+        largest_pass: tokens of the largest forward pass, with its padding.
     """
 
     updates: tuple[tuple[Pass, ...], ...]
     epoch_ends: tuple[int, ...]
     padding_fraction: float
     sequence_lengths: tuple[int, ...]
+    largest_pass: int
 
     @property
     def steps(self) -> int:
         return len(self.updates)
-
-    @property
-    def largest_pass(self) -> int:
-        """Rows of the largest forward pass."""
-        return max(len(rows) for update in self.updates for rows in update)
 
     def epoch(self, step: int) -> float:
         """Epochs done after so many steps."""
@@ -100,7 +97,8 @@ def plan_updates(lengths: Sequence[int], phase: Phase, seed: int) -> UpdatePlan:
             sequences = tuple(packed_lengths(lengths, [one for up in of_epoch for one in up]))
     passes_run = [rows for update in updates for rows in update]
     padding = 0.0 if phase.packing else plan_padding(lengths, passes_run)
-    return UpdatePlan(tuple(updates), tuple(ends), padding, sequences)
+    largest = max(pass_tokens(rows, lengths, phase.packing) for rows in passes_run)
+    return UpdatePlan(tuple(updates), tuple(ends), padding, sequences, largest)
 
 
 def _batches(lengths: Sequence[int], phase: Phase, seed: int) -> list[list[int]]:
@@ -123,17 +121,26 @@ def _within_room(
         return [list(rows) for rows in update]
     mean = sum(lengths) / len(lengths)
     room = max(max(lengths), _ROOM * phase.batch_size * mean)
-    return [part for rows in update for part in _halved(rows, lengths, room)]
+    return [part for rows in update for part in halved(rows, lengths, room)]
 
 
-def _halved(rows: Sequence[int], lengths: Sequence[int], room: float) -> list[list[int]]:
-    """Rows in as many passes as it takes for each to have room, rows of like length together."""
-    if len(rows) * max(lengths[row] for row in rows) <= room:
+def pass_tokens(rows: Sequence[int], lengths: Sequence[int], packed: bool = False) -> int:
+    """Tokens of a forward pass: packed behind one another, or padded to the longest row."""
+    sizes = [lengths[row] for row in rows]
+    return sum(sizes) if packed else len(sizes) * max(sizes)
+
+
+def halved(
+    rows: Sequence[int], lengths: Sequence[int], room: float, packed: bool = False
+) -> list[list[int]]:
+    """Rows in as many passes as it takes for each to have room, rows of like length together; a row
+    that has none alone is a pass all the same."""
+    if len(rows) < 2 or pass_tokens(rows, lengths, packed) <= room:
         return [list(rows)]
     order = sorted(rows, key=lambda row: lengths[row])
     half = len(order) // 2
     parts = [order[:half], order[half:]]
-    return [small for part in parts for small in _halved(part, lengths, room)]
+    return [small for part in parts for small in halved(part, lengths, room, packed)]
 
 
 def _grouped(passes: Sequence[Sequence[int]], rows: int) -> list[list[Sequence[int]]]:

@@ -17,7 +17,7 @@ CLASSIFIER = "classifier"
 """The detector whose number is the separability."""
 
 THRESHOLD = 0.80
-"""Separability above which inputs count as other than the nearest skill's."""
+"""The classifier's, where an event of an older version tells none."""
 
 BADLY = 0.5
 """Relative loss above which the nearest expert counts as doing badly."""
@@ -29,17 +29,7 @@ def arrival_verdicts(history: History) -> ReportFigure:
     title = "Similarity and verdict of each arrival"
     if not arrivals:
         return ReportFigure("arrival_verdicts", title, "Nothing has arrived yet.", ())
-    panels = [
-        _axis_panel(
-            "separability",
-            "Separability from the nearest skill (AUC)",
-            arrivals,
-            [step.separability for step in arrivals],
-            THRESHOLD,
-            (0.4, 1.02),
-            "empty pool",
-        )
-    ]
+    panels = [_separability(arrivals)]
     if any(step.fit for step in arrivals):
         highest = max(step.fit.high for step in arrivals if step.fit)
         lowest = min(step.fit.low for step in arrivals if step.fit)
@@ -49,7 +39,7 @@ def arrival_verdicts(history: History) -> ReportFigure:
                 "Fit of the nearest expert (relative loss)",
                 arrivals,
                 [step.fit for step in arrivals],
-                BADLY,
+                [BADLY] * len(arrivals),
                 (min(-0.05, lowest - 0.05), max(1.05, highest + 0.05)),
                 "not measured",
             )
@@ -66,22 +56,39 @@ def arrival_verdicts(history: History) -> ReportFigure:
     return ReportFigure("arrival_verdicts", title, caption, tuple(panels))
 
 
+def _separability(arrivals: Sequence[Step]) -> Panel:
+    measured = [step.separability for step in arrivals]
+    ends = [end for found in measured if found for end in (found.low, found.high)]
+    by_classifier = {step.detector for step in arrivals if step.separability} <= {CLASSIFIER, ""}
+    return _axis_panel(
+        "separability",
+        f"Separability from the nearest skill{' (AUC)' if by_classifier else ''}",
+        arrivals,
+        measured,
+        [_threshold(step) for step in arrivals],
+        # An AUC is hardly below 0.4; others, as 1 - cosine, have a scale of their own.
+        (min([0.4, *(end - 0.05 for end in ends)]), max([1.02, *ends])),
+        "empty pool",
+    )
+
+
+def _threshold(step: Step) -> float | None:
+    if step.threshold is None and step.detector in (CLASSIFIER, ""):
+        return THRESHOLD
+    return step.threshold
+
+
 def _axis_panel(
     name: str,
     title: str,
     arrivals: Sequence[Step],
     values: Sequence[Interval | None],
-    threshold: float,
+    thresholds: Sequence[float | None],
     limits: tuple[float, float],
     absent: str,
 ) -> Panel:
     def paint(axes: Axes) -> None:
-        axes.axvline(threshold, color=light("muted"), lw=1.2, ls=(0, (4, 3)))
-        axes.annotate(
-            f"{threshold:.2f}", (threshold, 1), xycoords=("data", "axes fraction"),
-            xytext=(0, 3), textcoords="offset points", ha="center", va="bottom",
-            size=9, color=light("muted"), annotation_clip=False,
-        )  # fmt: skip
+        _dashed(axes, thresholds)
         for i, (step, value) in enumerate(zip(arrivals, values, strict=True)):
             marker, role = VERDICTS.get(step.verdict or "", ("o", "grey"))
             if value is None:
@@ -105,6 +112,24 @@ def _axis_panel(
         for step, value in zip(arrivals, values, strict=True)
     )
     return draw(name, f"{title}: {described}.", paint, height=_height(arrivals) + 24)
+
+
+def _dashed(axes: Axes, thresholds: Sequence[float | None]) -> None:
+    """Each arrival's threshold beside it; one line where it is the same for all."""
+    for threshold in sorted({found for found in thresholds if found is not None}):
+        rows = [i for i, found in enumerate(thresholds) if found == threshold]
+        if len(rows) == len(thresholds):
+            axes.axvline(threshold, color=light("muted"), lw=1.2, ls=(0, (4, 3)))
+        else:
+            low = [i - 0.5 for i in rows]
+            high = [i + 0.5 for i in rows]
+            at = [threshold] * len(rows)
+            axes.vlines(at, low, high, colors=light("muted"), lw=1.2, ls=(0, (4, 3)))
+        axes.annotate(
+            f"{threshold:.2f}", (threshold, 1), xycoords=("data", "axes fraction"),
+            xytext=(0, 3), textcoords="offset points", ha="center", va="bottom",
+            size=9, color=light("muted"), annotation_clip=False,
+        )  # fmt: skip
 
 
 def _other_detectors(arrivals: Sequence[Step]) -> list[str]:

@@ -1,0 +1,166 @@
+"""What the pool made of each batch, and what that says of a stream's borders.
+
+Knows results of learning and the truth of a stream; knows no model.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dylora_moe.evaluation.continual.streams import BLUR, Stream
+from dylora_moe.lifecycle.results import LearnResult
+from dylora_moe.ports import Registry
+from dylora_moe.records import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """One batch.
+
+    Attributes:
+        batch: counted from 0.
+        verdict: its name.
+        separability, fit: points of the verdict's two axes; None where not measured.
+        action: what became of it.
+        expert: id of the expert that it went to, and its version; None where it went to none.
+        skills: its rows by true skill.
+        tokens: real tokens trained on, runs that were thrown away included.
+        seconds: of learning.
+    """
+
+    batch: int
+    verdict: str
+    separability: float | None
+    fit: float | None
+    action: str
+    expert: str | None
+    version: int | None
+    skills: Mapping[str, int]
+    tokens: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+    @property
+    def most(self) -> str:
+        """The true skill of most of its rows."""
+        return max(self.skills, key=lambda skill: self.skills[skill])
+
+
+def name_of(batch: int) -> str:
+    """What a batch is called: nothing that would tell its skill."""
+    return f"batch-{batch:04d}"
+
+
+def arrived(
+    batch: int,
+    result: LearnResult,
+    registry: Registry,
+    truth: Mapping[str, int],
+    tokens: int,
+    expert_of: Callable[[str], str],
+) -> Arrived:
+    """The record of a batch.
+
+    A batch that an earlier process learned, and did not live to write down, is answered with
+    *unchanged*: then the pool's own events tell what became of it.
+
+    Args:
+        batch: counted from 0.
+        result: of learning it.
+        registry: of the pool.
+        truth: its rows by true skill.
+        tokens: real tokens trained on.
+        expert_of: an expert's id by what the pool calls it.
+    """
+    verdict, action, seconds = result.verdict, str(result.action), result.seconds
+    first = _axes(verdict)
+    name = verdict.name
+    expert, version = result.expert, result.version
+    if action == "unchanged":
+        for event in registry.events():
+            if event.numbers.get("arrival") != name_of(batch):
+                continue
+            if event.kind == "arrival":
+                name = event.numbers["verdict"]
+                first = tuple(
+                    None if event.numbers[axis] is None else float(event.numbers[axis]["value"])
+                    for axis in ("separability", "fit")
+                )
+            elif event.kind == "promoted":
+                action, seconds = event.numbers["action"], event.numbers["seconds"]
+                expert, version = event.numbers["expert"], event.numbers["version"]
+    return Arrived(
+        batch,
+        name,
+        first[0],
+        first[1],
+        action,
+        None if expert is None else expert_of(expert),
+        version,
+        dict(truth),
+        tokens,
+        seconds,
+    )
+
+
+def true_skills(stream: Stream) -> list[Counter[str]]:
+    """The rows of each batch by true skill."""
+    owner = stream.truth.skill_of
+    return [Counter(owner[row.key] for row in batch) for batch in stream.batches]
+
+
+def new_for_returning(stream: Stream, told: Sequence[Arrived]) -> int | None:
+    """How many experts were made of batches of a visit to a skill that was there before; None
+    where none returns."""
+    truth = stream.truth
+    if not truth.returns:
+        return None
+    back = {visit.start: visit for visit in truth.visits if visit.start in truth.returns}
+    return sum(
+        one.action == "created"
+        and any(
+            stream.batch_of(visit.start) <= one.batch <= stream.batch_of(visit.stop - 1)
+            and one.most == visit.skill
+            for visit in back.values()
+        )
+        for one in told
+    )
+
+
+def borders(stream: Stream, told: Sequence[Arrived]) -> dict[str, Any] | None:
+    """The true borders and those that the pool's verdicts name, in batches, with the window in
+    which they match; None where the stream has none.
+
+    A batch is a border where its verdict is *novel* or *covered*, or where it went to another
+    expert than the one before it that went to any.
+    """
+    if not stream.truth.borders:
+        return None
+    detected, before = [], None
+    for one in told:
+        moved = one.expert is not None and before is not None and one.expert != before
+        if before is not None and (moved or one.verdict in ("novel", "covered")):
+            detected.append(one.batch)
+        before = one.expert or before
+    first = stream.truth.visits[0]
+    rows, size = first.stop - first.start, len(stream.batches[0])
+    mixed = -(-(rows // 4) // size) if stream.kind.startswith("blurred") and BLUR else 0
+    return {
+        "true": list(stream.border_batches),
+        "detected": detected,
+        # Before the next border comes.
+        "tolerance": max(0, rows // size - 1 - mixed),
+        "early": mixed,
+    }
+
+
+def _axes(verdict: Verdict) -> tuple[float | None, ...]:
+    return tuple(
+        None if axis is None else float(axis.value) for axis in (verdict.separability, verdict.fit)
+    )

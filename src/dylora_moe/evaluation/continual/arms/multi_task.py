@@ -1,0 +1,82 @@
+"""The two ends between which all learning of a stream lies: nothing learned, and all at once."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from dylora_moe.evaluation.continual.answers import answer_rows
+from dylora_moe.evaluation.continual.arms.arm import Setting
+from dylora_moe.evaluation.continual.arms.lora_learner import Lesson, LoraLearner, sides
+from dylora_moe.evaluation.continual.arms.visits import end_of
+from dylora_moe.evaluation.continual.results import ArmResult, Stage
+from dylora_moe.evaluation.continual.streams import STREAMS
+from dylora_moe.experts.gates import Gates
+from dylora_moe.text.template import encode_all
+
+_ONE = "expert_1"
+
+
+@dataclass(frozen=True)
+class BaseAlone:
+    """The base without any adapter."""
+
+    name: str = "base"
+    title: str = "the base alone"
+    streams: frozenset[str] = frozenset(STREAMS)
+
+    def run(self, setting: Setting) -> ArmResult:
+        """Answers the test rows, once: nothing changes over the stream."""
+        learner = LoraLearner(setting)
+        return _result(self.name, setting, learner, (), {})
+
+
+@dataclass(frozen=True)
+class MultiTask:
+    """One LoRA on the rows of all skills mixed, with as many tokens as this project's pool took for
+    the stream, so that it is not ahead or behind by training; with the setting's epochs where that
+    is not known."""
+
+    name: str = "multi-task"
+    title: str = "one LoRA on all rows at once, at equal tokens"
+    streams: frozenset[str] = frozenset(STREAMS)
+
+    def run(self, setting: Setting) -> ArmResult:
+        """Trains on everything and answers the test rows."""
+        learner = LoraLearner(setting)
+        rows = [row for batch in setting.stream.batches for row in batch]
+        # Mixed traffic is mixed already; of other streams the order tells of the skills.
+        random.Random(f"{setting.seed}:multi-task").shuffle(rows)
+        train, _ = sides(rows, setting.learn.validation_fraction)
+        encoded, _ = encode_all(train, learner.base.tokenizer, setting.fmt)
+        once, epochs = sum(map(len, encoded)), setting.epochs
+        if setting.ours_tokens:
+            epochs = setting.ours_tokens / once
+        learner.add(_ONE, setting.seed)
+        outcome = learner.train(_ONE, Lesson(tuple(rows), setting.seed, epochs))
+        setting.told(f"{epochs:.2f} epochs over {len(train)} rows: loss {outcome.best_loss:.3f}")
+        return _result(self.name, setting, learner, (_ONE,), {"epochs": epochs})
+
+
+def _result(
+    name: str,
+    setting: Setting,
+    learner: LoraLearner,
+    experts: tuple[str, ...],
+    details: dict[str, float],
+) -> ArmResult:
+    gates = Gates.all_of(experts, len(learner.asked))
+    answered = answer_rows(learner.model, learner.asked, gates)
+    after, skill = end_of(setting.stream)
+    return ArmResult(
+        arm=name,
+        stream=setting.stream.kind,
+        seed=setting.seed,
+        stages=(Stage(after, skill, answered),),
+        trained_tokens=learner.trained_tokens,
+        seconds=learner.seconds(),
+        parameters=learner.parameters(),
+        parameters_in_use=float(learner.parameters()),
+        base_loss=learner.neutral_loss(lambda rows: Gates.all_of(experts, len(rows))),
+        details=details,
+    )

@@ -1,0 +1,258 @@
+"""This project's pool: it is given the batches, without names or borders, and nothing else.
+
+Learns through the same front as a person (`Pool.learn_arrivals`), so all that a pool does with data
+is in it: verdicts, waiting rows, the gate. What the pool has learned stays in the arm's folder, and
+an interrupted run goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dylora_moe.build.pool import Pool
+from dylora_moe.errors import DataError
+from dylora_moe.evaluation.continual.arms.arm import Setting
+from dylora_moe.evaluation.continual.arms.empty_pool import empty_pool
+from dylora_moe.evaluation.continual.arms.journal import (
+    Arrived,
+    arrived,
+    borders,
+    name_of,
+    new_for_returning,
+    true_skills,
+)
+from dylora_moe.evaluation.continual.arms.routed import (
+    Asked,
+    Scored,
+    neutral_loss,
+    parameters_of,
+)
+from dylora_moe.evaluation.continual.results import ArmResult, RowResult, Stage, write_whole
+from dylora_moe.evaluation.continual.streams import STREAMS, Stream
+from dylora_moe.evaluation.runs import read_runs
+from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.records import Arrival
+
+POOL, _TOLD = "pool", "arrivals.json"
+
+
+@dataclass(frozen=True)
+class Ours:
+    """The arm."""
+
+    name: str = "ours"
+    title: str = "this project: one pool, no ids, no borders"
+    streams: frozenset[str] = frozenset(STREAMS)
+
+    def run(self, setting: Setting) -> ArmResult:
+        """Learns the stream batch by batch and answers the test rows after each visit."""
+        start = time.perf_counter()
+        with self._pool(setting) as pool:
+            learning = _Learning(pool, setting)
+            stages = learning.stages()
+            result = learning.result(stages)
+        return replace(result, seconds=learning.earlier + time.perf_counter() - start)
+
+    def _pool(self, setting: Setting) -> Pool:
+        """The pool of the arm's folder: what it has learned so far, or a new one."""
+        path = setting.folder / POOL
+        if not path.exists():
+            empty = empty_pool(setting)
+            staged = path.with_name(f".{POOL}")
+            shutil.rmtree(staged, ignore_errors=True)
+            shutil.copytree(empty, staged)
+            staged.replace(path)
+        return Pool.open(path, device=setting.device, dtype=setting.dtype)
+
+
+class _Learning:
+    """One pool and how far it is in the stream.
+
+    Attributes:
+        earlier: seconds that earlier processes spent on batches learned and stages answered.
+    """
+
+    def __init__(self, pool: Pool, setting: Setting) -> None:
+        self._pool, self._setting = pool, setting
+        self._told = [Arrived(**one) for one in _read(setting.folder / _TOLD)]
+        self._tests = Asked(pool.live, setting.test_rows)
+        self._scored: Scored | None = None
+        kept = [_read(path) for path in sorted(setting.folder.glob("stage-*.json"))]
+        self.earlier = sum(one.seconds for one in self._told) + sum(one["seconds"] for one in kept)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Learns what is not learned yet; the stages that the setting asks for."""
+        setting, found = self._setting, []
+        skills = true_skills(setting.stream)
+        ends = stage_ends(setting.stream, setting.every_visit)
+        for batch, rows in enumerate(setting.stream.batches):
+            if batch >= len(self._told):
+                self._learn(batch, rows, skills[batch])
+            found += [self._stage(after, skill) for end, after, skill in ends if end == batch]
+        return tuple(found)
+
+    def result(self, stages: tuple[Stage, ...]) -> ArmResult:
+        """All that is to be told of the arm, but for the time it took."""
+        setting, live, told = self._setting, self._pool.live, self._told
+        owners = true_owners(live, setting.stream)
+        last = self._scored or self._tests.score(_names(owners))
+        none = {
+            row.key: share for (_, row), share in zip(setting.test_rows, last.none, strict=True)
+        }
+        details = {
+            **growth(setting.stream, told),
+            "arrivals": [one.to_json() for one in told],
+            "experts": {live.ref(expert): dict(skills) for expert, skills in owners.items()},
+            "experts_grown": len(live.versions),
+            "waiting": sum(sum(o.skills.values()) for o in told if o.action == "waiting"),
+            "none": none,
+        }
+        return ArmResult(
+            arm="ours",
+            stream=setting.stream.kind,
+            seed=setting.seed,
+            stages=stages,
+            trained_tokens=sum(one.tokens for one in told),
+            seconds=0.0,
+            parameters=sum(parameters_of(live, expert) for expert in live.versions),
+            parameters_in_use=last.in_use,
+            base_loss=neutral_loss(live, setting.neutral),
+            details=details,
+        )
+
+    def _learn(self, batch: int, rows: Sequence[Any], skills: Mapping[str, int]) -> None:
+        setting, pool = self._setting, self._pool
+        arrival = Arrival(name_of(batch), tuple(rows))
+        (result,) = pool.learn_arrivals([arrival], settings=setting.learn)
+        tokens = _trained_tokens(pool) - sum(one.tokens for one in self._told)
+
+        def expert_of(alias: str) -> str:
+            return pool.live.version(alias).expert_id
+
+        self._told.append(arrived(batch, result, pool.registry, skills, tokens, expert_of))
+        self._scored = None
+        write_whole(
+            setting.folder / _TOLD, json.dumps([one.to_json() for one in self._told]) + "\n"
+        )
+        setting.told(
+            f"batch {batch + 1}/{len(setting.stream.batches)}: {self._told[-1].verdict}, "
+            f"{self._told[-1].action}; {len(pool.live.versions)} experts; {result.seconds:.0f} s"
+        )
+
+    def _stage(self, after: int, skill: str) -> Stage:
+        path = self._setting.folder / f"stage-{after:03d}.json"
+        kept = _read(path)
+        if kept:
+            return Stage(after, skill, tuple(RowResult(**row) for row in kept["answered"]))
+        start = time.perf_counter()
+        owners = true_owners(self._pool.live, self._setting.stream)
+        self._scored = self._tests.score(_names(owners))
+        seconds = time.perf_counter() - start
+        body = {
+            "answered": [asdict(row) for row in self._scored.rows],
+            "seconds": seconds,
+            "in_use": self._scored.in_use,
+        }
+        write_whole(path, json.dumps(body) + "\n")
+        accuracy = sum(row.score for row in self._scored.rows) / len(self._scored.rows)
+        self._setting.told(f"after visit {after}: {accuracy:.1%} of all test rows; {seconds:.0f} s")
+        return Stage(after, skill, self._scored.rows)
+
+
+def stage_ends(stream: Stream, every_visit: bool) -> list[tuple[int, int, str]]:
+    """(batch, visits learned, skill of the last one) of every stage."""
+    visits, last = stream.truth.visits, len(stream.batches) - 1
+    if not visits:
+        return [(last, 1, "")]
+    ends = [
+        (stream.batch_of(visit.stop - 1), number, visit.skill)
+        for number, visit in enumerate(visits, 1)
+    ]
+    return ends if every_visit else ends[-1:]
+
+
+def true_owners(live: LivePool, stream: Stream) -> dict[str, Counter[str]]:
+    """The rows that each expert is kept with, by true skill."""
+    truth = stream.truth.skill_of
+    found: dict[str, Counter[str]] = {expert: Counter() for expert in live.versions}
+    for record in live.revision.skills:
+        for key in live.keys_of(record.examples + record.validation):
+            if key in truth:
+                found[record.expert_id][truth[key]] += 1
+    return found
+
+
+def growth(stream: Stream, told: Sequence[Arrived]) -> dict[str, Any]:
+    """What the verdicts say of a stream: experts made over it, for skills that returned, and
+    borders."""
+    made = 0
+    grown = []
+    for one in told:
+        made += one.action == "created"
+        grown.append(made)
+    return {
+        "grown_after_batch": grown,
+        "new_for_returning": new_for_returning(stream, told),
+        "borders": borders(stream, told),
+    }
+
+
+def shortened(result: ArmResult, stream: Stream, name: str) -> ArmResult | None:
+    """What ours would have handed back had the stream ended sooner; None where it did not go
+    through the very same batches first, or was not answered there.
+
+    Args:
+        result: on a longer stream.
+        stream: the shorter one.
+        name: its name.
+    """
+    count, visits = len(stream.batches), len(stream.truth.visits)
+    told = [Arrived(**one) for one in result.details["arrivals"]][:count]
+    stages = tuple(stage for stage in result.stages if stage.after <= visits)
+    same = [dict(skills) for skills in true_skills(stream)] == [one.skills for one in told]
+    if not same or not stages or stages[-1].after != visits or result.last is stages[-1]:
+        return None
+    made = sum(one.action == "created" for one in told)
+    share = sum(one.seconds for one in told) / max(
+        1e-9, sum(one["seconds"] for one in result.details["arrivals"])
+    )
+    size = result.parameters // max(1, result.details["experts_grown"])
+    return replace(
+        result,
+        stream=name,
+        stages=stages,
+        trained_tokens=sum(one.tokens for one in told),
+        seconds=result.seconds * share,
+        parameters=size * made,
+        details={
+            **result.details,
+            **growth(stream, told),
+            "arrivals": [one.to_json() for one in told],
+            "experts_grown": made,
+            "read_off": result.stream,
+        },
+    )
+
+
+def _names(owners: Mapping[str, Counter[str]]) -> dict[str, str]:
+    return {expert: max(rows, key=lambda s: rows[s]) for expert, rows in owners.items() if rows}
+
+
+def _trained_tokens(pool: Pool) -> int:
+    return round(sum(run.last("tokens") or 0.0 for run in read_runs(pool.path, {})))
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return []
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}); remove its folder to start it over") from None

@@ -1,0 +1,90 @@
+"""Rows of results put side by side: by skill, by arm, with intervals over rows.
+
+Knows results alone. A skill under a seed is a group of rows of its own, and every interval is over
+the rows of all groups; accuracies are macro averages, each group counting the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from dylora_moe.evaluation.continual.results import ArmResult, RowResult, Stage
+from dylora_moe.records import Interval
+from dylora_moe.scoring.bootstrap import Paired, macro_bootstrap
+
+Number = Callable[[RowResult], float]
+"""What is taken of a row."""
+
+ArmResults = Sequence[ArmResult]
+"""Of one arm on one stream, one a seed."""
+
+
+def average(results: ArmResults, number: Number) -> Interval:
+    """The macro average after the stream, with its interval over rows."""
+    return interval(
+        [row for one in results for row in grouped(one.last.rows, number)], "difference"
+    )
+
+
+def compared(
+    first: ArmResults,
+    second: ArmResults,
+    statistic: str = "ratio",
+    number: Number = lambda row: row.score,
+) -> Interval:
+    """Two arms' macro averages after their streams, divided or subtracted, paired over rows.
+
+    Args:
+        first, second: of the same seeds; others are left out.
+        statistic: `ratio` or `difference`.
+        number: what is averaged.
+
+    Raises:
+        ValueError: no seed is in both, the rows of a seed are not the same ones, or a ratio to a
+            mean of zero.
+    """
+    other = {one.seed: one for one in second}
+    pairs: list[Paired] = []
+    for one in first:
+        if one.seed in other:
+            pairs += paired(one.last.rows, other[one.seed].last.rows, number)
+    if not pairs:
+        raise ValueError(f"{first[0].arm} and {second[0].arm} have no seed in common")
+    return interval(pairs, statistic)
+
+
+def mean(values: Sequence[float]) -> float:
+    """Of at least one number."""
+    return sum(values) / len(values)
+
+
+def by_skill(stage: Stage) -> dict[str, list[RowResult]]:
+    found: dict[str, list[RowResult]] = {}
+    for row in stage.rows:
+        found.setdefault(row.skill, []).append(row)
+    return found
+
+
+def grouped(rows: Iterable[RowResult], number: Number) -> list[Paired]:
+    """Each skill's numbers against zeros: the interval of one system's macro average."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        found.setdefault(row.skill, []).append(number(row))
+    return [Paired(values, [0.0] * len(values)) for values in found.values()]
+
+
+def paired(first: Sequence[RowResult], second: Sequence[RowResult], number: Number) -> list[Paired]:
+    """The numbers of the rows of `first` with those of the same rows in `second`, by skill."""
+    other = {(row.skill, row.key): number(row) for row in second}
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for row in first:
+        if (row.skill, row.key) not in other:
+            raise ValueError(f"a row of {row.skill} was answered by one side only")
+        left, right = found.setdefault(row.skill, ([], []))
+        left.append(number(row))
+        right.append(other[row.skill, row.key])
+    return [Paired(left, right) for left, right in found.values()]
+
+
+def interval(pairs: Sequence[Paired], statistic: str) -> Interval:
+    return macro_bootstrap(pairs, statistic="ratio" if statistic == "ratio" else "difference")

@@ -1,0 +1,122 @@
+"""Sorts unlabelled mixed rows: which are a known skill's, which are of a new kind, which wait.
+
+Each row is screened alone, by its prompt. Then all rows are clustered, by prompt and answer, and
+those of a cluster vote: a row goes where most rows like it go. Knows the live pool and rows; gives
+no verdict, learns nothing and stores nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dylora_moe.foundation.trunk_cache import TrunkCache
+from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.lifecycle.recipe import TrafficRules
+from dylora_moe.records import Example
+from dylora_moe.skills.clustering import clusters, voted
+from dylora_moe.skills.screening import screen_of
+from dylora_moe.text.template import encode_all
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """Every row once.
+
+    Attributes:
+        clusters: strange rows that are alike and enough, the largest cluster first.
+        claimed: rows of known skills, by the skill's id, where they are enough for a verdict.
+        waiting: all others, in their order.
+        strange: rows that the screen called strange, before the vote.
+        overruled: rows that the vote sent elsewhere than the screen.
+    """
+
+    clusters: tuple[tuple[Example, ...], ...]
+    claimed: Mapping[str, tuple[Example, ...]]
+    waiting: tuple[Example, ...]
+    strange: int
+    overruled: int
+
+
+@dataclass(frozen=True, eq=False)
+class RowFeatures:
+    """Tap features of rows: what is asked, and what is asked and answered."""
+
+    prompts: Float[Tensor, "n d"]
+    whole: Float[Tensor, "n d"]
+
+
+def sort_traffic(
+    live: LivePool,
+    rows: Sequence[Example],
+    rules: TrafficRules | None = None,
+    *,
+    enough: int = 32,
+    max_length: int | None = None,
+) -> Sorted:
+    """Sorts rows by the skills that the pool has now; in an empty pool all of them are strange.
+
+    Args:
+        live: the pool.
+        rows: distinct, at most `skills.clustering.MOST_ROWS`.
+        rules: how.
+        enough: rows that a verdict needs; fewer of a known skill wait.
+        max_length: tokens of a row; the model's context where None.
+
+    Raises:
+        ConfigError: more rows than are clustered at a time.
+        DataError: a row is longer than the limit.
+    """
+    rules = rules or TrafficRules()
+    seen = row_features(live, rows, max_length)
+    screen = screen_of(
+        live.library, live.own_statistics, share=rules.share, shared=live.router.table.shared
+    )
+    alone = screen(seen.prompts)
+    groups = clusters(seen.whole, live.own_statistics, alike=rules.alike)
+    found = voted(alone, groups)
+    kinds: dict[int, list[Example]] = {}
+    owned: dict[str, list[Example]] = {}
+    placed = zip(rows, groups.tolist(), found.strange.tolist(), found.nearest.tolist(), strict=True)
+    for row, group, strange, nearest in placed:
+        if strange:
+            kinds.setdefault(group, []).append(row)
+        else:
+            owned.setdefault(screen.skill_ids[nearest], []).append(row)
+    large = [tuple(kind) for kind in kinds.values() if len(kind) >= rules.least]
+    claimed = {skill: tuple(part) for skill, part in owned.items() if len(part) >= enough}
+    taken = {row.key for part in (*large, *claimed.values()) for row in part}
+    moved = (found.strange != alone.strange) | (
+        ~found.strange & ~alone.strange & (found.nearest != alone.nearest)
+    )
+    return Sorted(
+        clusters=tuple(sorted(large, key=len, reverse=True)),
+        claimed=claimed,
+        waiting=tuple(row for row in rows if row.key not in taken),
+        strange=int(alone.strange.sum()),
+        overruled=int(moved.sum()),
+    )
+
+
+def row_features(
+    live: LivePool, rows: Sequence[Example], max_length: int | None = None
+) -> RowFeatures:
+    """Tap features of rows' prompts and of rows with their answers; the trunk runs once for each.
+
+    Raises:
+        DataError: a row is longer than the limit.
+    """
+    if not rows:
+        nothing = torch.zeros(0, live.base.anatomy.d_features)
+        return RowFeatures(nothing, nothing)
+    limit = live.limit(max_length)
+    encoded, _ = encode_all(rows, live.base.tokenizer, live.fmt, limit)
+    whole = [replace(row, prompt_length=len(row)) for row in encoded]
+    prompts, both = (
+        TrunkCache(live.base, part, folder=live.scratch).features for part in (encoded, whole)
+    )
+    return RowFeatures(prompts, both)

@@ -1,0 +1,88 @@
+"""Rows of several skills, unlabelled and mixed: which of them belong together.
+
+Knows feature vectors of whole rows, answers included; knows no skills, no gate and no text. What a
+row asks for is seen in its answer as much as in its prompt: by prompts alone near neighbours cannot
+be taken apart without a name (`snips` and `clinc150`: one cluster of both, purity 0.83 over six
+skills), by whole rows they can (0.99 and better from 32 rows a skill; docs/lab-log.md).
+
+Rows are compared by the cosine as seen from what is foreign, the prompts that the base writes by
+itself: a fixed place, so that rows of one skill alone are one cluster and need no other beside it.
+Clusters are joined while the mean of all cosines between them is high enough (average linkage:
+Sokal and Michener 1958), so nobody has to say how many there are.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from dylora_moe.errors import ConfigError
+from dylora_moe.foundation.statistics import FeatureStatistics, double
+from dylora_moe.skills.screening import Screened
+
+ALIKE = 0.3
+"""Mean cosine from which on two clusters are one. Measured: rows of one real skill 0.36 to 0.89,
+rows of two 0.26 at most; any bound from 0.28 to 0.34 finds eight of eight."""
+
+MOST_ROWS = 4096
+"""Rows that are clustered at a time: their table of distances takes 64 MiB."""
+
+
+def clusters(
+    rows: Float[Tensor, "n d"], foreign: FeatureStatistics, *, alike: float = ALIKE
+) -> Int[Tensor, " n"]:
+    """The cluster of each row, numbered from 0 in the order of their first rows.
+
+    The rows' order changes nothing but those numbers, ties apart.
+
+    Args:
+        rows: features over whole rows, prompt and answer.
+        foreign: statistics of what belongs to no skill.
+        alike: mean cosine from which on two clusters are one, in (-1, 1).
+
+    Raises:
+        ConfigError: more rows than are clustered at a time, or no such cosine.
+    """
+    # The one import of scikit-learn: it takes a second, and only mixed traffic needs it.
+    from sklearn.cluster import AgglomerativeClustering
+
+    if len(rows) > MOST_ROWS or not -1 < alike < 1:
+        raise ConfigError(
+            f"{len(rows)} rows at a cosine of {alike} cannot be clustered; give at most "
+            f"{MOST_ROWS} at a time, and a cosine between -1 and 1"
+        )
+    if len(rows) < 2:
+        return torch.zeros(len(rows), dtype=torch.int64)
+    variance = foreign.deviations / max(1, foreign.count - 1)
+    spread = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
+    points = normalize(((double(rows) - foreign.mean) / spread).float(), dim=-1)
+    distances = (1 - points @ points.T).clamp_min(0).fill_diagonal_(0)
+    model = AgglomerativeClustering(
+        n_clusters=None, metric="precomputed", linkage="average", distance_threshold=1 - alike
+    )
+    labels = model.fit_predict(distances.numpy())
+    order: dict[int, int] = {}
+    return torch.tensor([order.setdefault(int(label), len(order)) for label in labels])
+
+
+def voted(screened: Screened, groups: Int[Tensor, " n"]) -> Screened:
+    """What the screen says of each input after all that belong together have had a vote.
+
+    A cluster is strange if more than half of it is; else all of it is nearest to the skill that
+    most of the others are nearest to. A row alone stands by itself. Of inputs of a new skill beside
+    a near neighbour, some seem that one's own: alone they would be learned by the wrong expert.
+    """
+    strange, nearest = screened.strange.clone(), screened.nearest.clone()
+    for group in groups.unique().tolist():
+        inside = groups == group
+        foreign = _more_than_half(screened.strange[inside])
+        strange[inside] = foreign
+        if not foreign:
+            nearest[inside] = screened.nearest[inside & ~screened.strange].mode().values
+    return Screened(screened.scores, nearest, strange)
+
+
+def _more_than_half(votes: Bool[Tensor, " n"]) -> bool:
+    return int(votes.sum()) * 2 > len(votes)
