@@ -18,7 +18,15 @@ from machine import installed
 from tests import docs_reading as docs
 
 BENCHMARKS = run_all.scripts()
-NO_BENCHMARKS = {"parts", "real_skills", "router_features", "run_all", "scoreboard"}
+NO_BENCHMARKS = {
+    "parts",
+    "real_skills",
+    "router_features",
+    "run_all",
+    "scoreboard",
+    "screening",
+    "traffic",
+}
 """Scripts that do not go through the harness: they learn a pool, or show results."""
 
 

@@ -61,6 +61,8 @@ def test_options_stand_above_the_stream_file(stream: Path) -> None:
     [
         ({"overrule": Overrule(into="a", as_new=True)}, "contradict"),
         ({"overrule": Overrule(name="a"), "files": 2}, "--name"),
+        ({"overrule": Overrule(mixed=True, as_new=True)}, "nothing can be overruled"),
+        ({"overrule": Overrule(mixed=True), "validation": Path("v.jsonl")}, "--validation"),
         ({"overrides": ("expert.rnk=3",)}, "did you mean 'rank'"),
         ({"overrides": ("expert.rank",)}, "key=value"),
     ],
@@ -123,6 +125,25 @@ def test_long_rows_are_left_out_by_an_option_of_both_commands(
     asked, plain = (call["settings"] for call in pool.called(command))
     assert (asked.drop_long, asked.max_length) == (True, 99)
     assert (plain.drop_long, plain.max_length) == (False, None)
+
+
+@pytest.mark.parametrize("command", ["plan", "learn"])
+def test_mixed_rows_are_named_by_an_option_of_both_commands_or_in_the_stream(
+    command: str, cli: Cli, pool: FakePool, stream: Path, rows: Path
+) -> None:
+    assert cli(command, "pool", rows, "--mixed").code == 0
+    assert cli(command, "pool", rows).code == 0
+    text = stream.read_text(encoding="utf-8")
+    stream.write_text(text.replace("max_examples: 2", "mixed: true"), encoding="utf-8")
+    assert cli(command, "pool", stream).code == 0
+    assert [call["mixed"] for call in pool.called(command)] == [True, False, True, False]
+
+
+def test_a_stream_overrules_nothing_for_mixed_rows(stream: Path) -> None:
+    text = stream.read_text(encoding="utf-8")
+    stream.write_text(text.replace("as_new: true", "mixed: true"), encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"arrival moves: mixed.*nothing can be overruled"):
+        read_stream(Request((stream,)))
 
 
 def test_arrivals_are_learned_in_order_each_with_its_own_overrules(

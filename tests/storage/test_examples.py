@@ -127,3 +127,17 @@ def test_damage_in_the_waiting_room_is_noticed(pool):
     file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(ArtifactError, match="is damaged"):
         pool.examples.waiting()
+
+
+def test_what_is_kept_under_a_name_takes_the_place_of_what_waited_there(pool):
+    pool.examples.wait("a", examples(2, "a"))
+    pool.examples.wait("a", examples(2, "b"))
+    pool.examples.wait("c", examples(1, "c"))
+    kept = [*examples(2, "b"), *examples(1, "d"), *examples(1, "d")]
+    pool.examples.keep("a", kept)
+    assert pool.examples.waiting() == [("a", kept[:3]), ("c", examples(1, "c"))]
+    pool.examples.keep("a", kept)
+    assert [(name, len(rows)) for name, rows in pool.examples.waiting()] == [("a", 3), ("c", 1)]
+    pool.examples.keep("a", [])
+    pool.examples.keep("never there", [])
+    assert [name for name, _ in pool.examples.waiting()] == ["c"]

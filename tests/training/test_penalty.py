@@ -121,6 +121,25 @@ def test_what_stands_beside_an_expert_is_in_its_loss_and_stays_as_it_was(tmp_pat
     assert outcome.best_loss < start
 
 
+def test_an_update_s_loss_is_that_of_the_sum(tmp_path: Path) -> None:
+    model, rows, valid, _ = make_model()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for key, matrix in model.experts.parameters_of(OWN).items():
+            if "lora_B" in key:
+                matrix.normal_(std=0.05)
+    task = Task(OWN, rows, {"own": valid}, "own", (), None, RouterLossWeights(), (OTHER,))
+    with Learnables(model, OWN).learning(train_gate=False):
+        micro = MicroBatches(1000, rows.lengths, lambda _: None)
+        maker = UpdateGradient(model, task, PHASE, 10, 0, micro)
+        loss, without = maker.make([ROWS], 0)["loss"].item(), maker.base_loss([ROWS])
+    both = answer_losses(model, rows, gates=Gates.all_of([OWN, OTHER], len(rows)), only=ROWS)
+    beside = answer_losses(model, rows, expert=OTHER, only=ROWS)
+    assert loss == pytest.approx(both.mean, abs=1e-5)
+    assert without == pytest.approx(beside.mean, abs=1e-5)
+    assert abs(loss - without) > 1e-3
+
+
 def test_who_stands_beside_makes_another_run(tmp_path: Path) -> None:
     train(make_model(), tmp_path)
     assert train(make_model(), tmp_path)[0].resumed

@@ -52,7 +52,7 @@ def plan_mixed(learner: Learner, arrival: Arrival) -> list[Plan]:
     plans = []
     for piece in _pieces(_fitting(learner, arrival).arrival):
         _, found = _sorted(learner, piece)
-        for skill, part in found.claimed.items():
+        for skill, part in found.claimed:
             plans.append(learner.plan(Arrival(learner.live.record(skill).name, part)))
         for number, cluster in enumerate(found.clusters, 1):
             plans.append(learner.plan(Arrival(f"{arrival.name}-{number}", cluster)))
@@ -98,7 +98,7 @@ def _learn(learner: Learner, arrival: Arrival) -> list[LearnResult]:
     start, name = time.perf_counter(), arrival.name
     rows, found = _sorted(learner, arrival)
     stores.registry.record(_event(learner, name, rows, found))
-    kinds = [Arrival(live.record(skill).name, part) for skill, part in found.claimed.items()]
+    kinds = [Arrival(live.record(skill).name, part) for skill, part in found.claimed]
     results = [learner.add_new_skill(kind) for kind in kinds]
     for cluster in found.clusters:
         kinds.append(Arrival(_free(learner, name), cluster))
@@ -137,8 +137,12 @@ def _free(learner: Learner, name: str) -> str:
 
 
 def _event(learner: Learner, name: str, rows: int, found: Sorted) -> Event:
-    known = {learner.live.record(s).name: len(part) for s, part in found.claimed.items()}
+    known = [(learner.live.record(skill).name, len(part)) for skill, part in found.claimed]
     clusters = [len(cluster) for cluster in found.clusters]
+    told = (
+        f"{name}: {rows} rows, {sum(count for _, count in known)} of known skills, "
+        f"{sum(clusters)} in {len(clusters)} new clusters, {len(found.waiting)} wait"
+    )
     numbers = {
         "traffic": name,
         "rows": rows,
@@ -148,12 +152,7 @@ def _event(learner: Learner, name: str, rows: int, found: Sorted) -> Event:
         "clusters": clusters,
         "waiting": len(found.waiting),
     }
-    return Event(
-        "sorted",
-        numbers,
-        f"{name}: {rows} rows, {sum(known.values())} of known skills, {sum(clusters)} in "
-        f"{len(clusters)} new clusters, {len(found.waiting)} wait",
-    )
+    return Event("sorted", numbers, told)
 
 
 def _rest(

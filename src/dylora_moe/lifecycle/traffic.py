@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.recipe import TrafficRules
 from dylora_moe.records import Example
 from dylora_moe.skills.clustering import clusters, voted
-from dylora_moe.skills.screening import screen_of
+from dylora_moe.skills.screening import Screen, screen_of
 from dylora_moe.text.template import encode_all
 
 
@@ -29,14 +30,16 @@ class Sorted:
 
     Attributes:
         clusters: strange rows that are alike and enough, the largest cluster first.
-        claimed: rows of known skills, by the skill's id, where they are enough for a verdict.
+        claimed: rows of known skills where they are enough for a verdict: the skill's id and its
+            rows. What is alike and enough by itself is apart, so that a verdict can still tell a
+            new kind of rows from those of a skill that seemed the nearest.
         waiting: all others, in their order.
         strange: rows that the screen called strange, before the vote.
         overruled: rows that the vote sent elsewhere than the screen.
     """
 
     clusters: tuple[tuple[Example, ...], ...]
-    claimed: Mapping[str, tuple[Example, ...]]
+    claimed: tuple[tuple[str, tuple[Example, ...]], ...]
     waiting: tuple[Example, ...]
     strange: int
     overruled: int
@@ -76,30 +79,61 @@ def sort_traffic(
     screen = screen_of(
         live.library, live.own_statistics, share=rules.share, shared=live.router.table.shared
     )
+    return sorted_by(screen, live.own_statistics, rows, seen, rules, enough)
+
+
+def sorted_by(
+    screen: Screen,
+    foreign: FeatureStatistics,
+    rows: Sequence[Example],
+    seen: RowFeatures,
+    rules: TrafficRules,
+    enough: int = 32,
+) -> Sorted:
+    """Sorts rows whose features are there; arguments and errors are those of `sort_traffic`.
+
+    Args:
+        screen: of the known skills.
+        foreign: statistics of the base's own prompts.
+        seen: features of the rows, in their order.
+    """
     alone = screen(seen.prompts)
-    groups = clusters(seen.whole, live.own_statistics, alike=rules.alike)
+    groups = clusters(seen.whole, foreign, alike=rules.alike)
     found = voted(alone, groups)
     kinds: dict[int, list[Example]] = {}
-    owned: dict[str, list[Example]] = {}
+    owned: dict[tuple[str, int], list[Example]] = {}
     placed = zip(rows, groups.tolist(), found.strange.tolist(), found.nearest.tolist(), strict=True)
     for row, group, strange, nearest in placed:
         if strange:
             kinds.setdefault(group, []).append(row)
         else:
-            owned.setdefault(screen.skill_ids[nearest], []).append(row)
+            owned.setdefault((screen.skill_ids[nearest], group), []).append(row)
     large = [tuple(kind) for kind in kinds.values() if len(kind) >= rules.least]
-    claimed = {skill: tuple(part) for skill, part in owned.items() if len(part) >= enough}
-    taken = {row.key for part in (*large, *claimed.values()) for row in part}
+    claimed = _claims(owned, enough)
+    taken = {row.key for part in (*large, *(rows for _, rows in claimed)) for row in part}
     moved = (found.strange != alone.strange) | (
         ~found.strange & ~alone.strange & (found.nearest != alone.nearest)
     )
     return Sorted(
         clusters=tuple(sorted(large, key=len, reverse=True)),
-        claimed=claimed,
+        claimed=tuple(claimed),
         waiting=tuple(row for row in rows if row.key not in taken),
         strange=int(alone.strange.sum()),
         overruled=int(moved.sum()),
     )
+
+
+def _claims(
+    owned: Mapping[tuple[str, int], Sequence[Example]], enough: int
+) -> list[tuple[str, tuple[Example, ...]]]:
+    """Of rows by skill and cluster those that are enough: a cluster, or a skill's small ones."""
+    found, rest = [], dict[str, list[Example]]()
+    for (skill, _), rows in owned.items():
+        if len(rows) >= enough:
+            found.append((skill, tuple(rows)))
+        else:
+            rest.setdefault(skill, []).extend(rows)
+    return found + [(skill, tuple(rows)) for skill, rows in rest.items() if len(rows) >= enough]
 
 
 def row_features(

@@ -53,6 +53,18 @@ def test_transfer_and_forgetting_are_those_of_the_matrix() -> None:
     assert found.visits == ("sums", "hats", "sums")
 
 
+def test_the_skill_of_the_last_visit_had_no_time_to_be_forgotten() -> None:
+    lost = result(
+        [
+            ("sums", rows({"sums": [1, 1], "hats": [0, 0]})),
+            ("hats", rows({"sums": [0, 0], "hats": [1, 1]})),
+        ]
+    )
+    found = backward_transfer([lost])
+    assert found is not None
+    assert found.value == transfer.backward_transfer(accuracy_matrix(lost)) == -1
+
+
 def test_an_arm_that_was_asked_once_has_no_transfer() -> None:
     found = figures([BASE], base=[BASE])
     assert (found.backward_transfer, found.forgetting, found.forward_transfer) == (None, None, None)

@@ -84,7 +84,11 @@ def document(
         command=command,
         figures=tuple(by_arm.values()),
         table=table(Evidence(found, by_arm, novelty.screening if novelty else {})),
-        grown={s: _growth(some[0]) for (s, arm), some in found.items() if arm == "ours"},
+        grown={
+            stream: _growth(some[0])
+            for (stream, arm), some in found.items()
+            if arm == "ours" and "read_off" not in some[0].details
+        },
         novelty=novelty or Detected(),
         neighbours=near,
         seconds=sum(one.seconds for one in results if "read_off" not in one.details),

@@ -12,7 +12,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from jaxtyping import Float
@@ -161,7 +162,7 @@ def _returned(stream: Stream, again: list[int]) -> int:
 
 
 def _borders(stream: Stream, placed: list[str], tolerance: int, early: int | None) -> Borders:
-    detected = [n for n in range(1, len(placed)) if placed[n] != placed[n - 1]]
+    detected = [n for n in range(1, len(placed)) if placed[n] == placed[n - 1]]
     if early is None:
         early = _mixed_batches(stream)
     found = match_borders(stream.border_batches, detected, tolerance=tolerance, early=early)
@@ -208,11 +209,27 @@ def _projection(own: Tensor, seed: int) -> Rule:
     return lambda library: test
 
 
+@dataclass(frozen=True)
+class _State:
+    """A library by its skills and the order of magnitude of their rows."""
+
+    magnitudes: tuple[tuple[str, int], ...]
+    library: SkillLibrary = field(compare=False)
+
+    @classmethod
+    def of(cls, library: SkillLibrary) -> _State:
+        sizes = ((skill.skill_id, skill.statistics.count.bit_length()) for skill in library.skills)
+        return cls(tuple(sizes), library)
+
+
 def _entropy(own: Tensor, seed: int) -> Rule:
-    """The closed form's router, fitted anew on what the library holds, as a pool's is."""
+    """The closed form's router on what the library holds; fitted anew when a skill comes or the
+    rows of one have doubled, since every fit takes seconds."""
     background = FeatureStatistics.from_features(own)
 
-    def rule(library: SkillLibrary) -> NoveltyDetector:
+    @lru_cache(maxsize=1)
+    def fitted(state: _State) -> NoveltyDetector:
+        library = state.library
         router = DynamicHybridRouter(own.shape[1])
         router.set_none(background)
         for skill in library.skills:
@@ -222,7 +239,7 @@ def _entropy(own: Tensor, seed: int) -> Rule:
             fit_correction(router, stored, own, steps=0)
         return RouterEntropy(lambda features: router(features).entropy)
 
-    return rule
+    return lambda library: fitted(_State.of(library))
 
 
 def _classifier(own: Tensor, seed: int) -> Rule:

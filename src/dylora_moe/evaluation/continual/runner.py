@@ -84,7 +84,7 @@ def run(
         folders[job] = plan.out / WORK_FOLDER / f"{job.name}-{mark[:10]}"
         path = plan.out / ARMS_FOLDER / f"{job.name}.json"
         tell = partial(say, told, f"[{number}/{len(wanted)}] {job.name}")
-        result = None
+        result = read_result(path, mark)
         if result is not None:
             tell("is there")
         else:

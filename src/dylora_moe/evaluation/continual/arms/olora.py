@@ -48,7 +48,7 @@ class Orthogonality:
         self._own = {name: matrix for name, matrix in own.items() if _DOWN in name}
         # One product a layer, however many there are.
         self._earlier = {
-            name: torch.cat([one[name] for one in earlier]) for name in self._own
+            name: torch.cat([one[name].detach() for one in earlier]) for name in self._own
         }
         self._strength = strength
 

@@ -1,0 +1,202 @@
+"""Laws of unlabelled mixed rows: sorted by what the pool knows, learned kind by kind, none lost."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from dylora_moe.build.pool import Pool
+from dylora_moe.errors import ConfigError, DataError, LearningInterruptedError
+from dylora_moe.lifecycle import mixed as learning
+from dylora_moe.lifecycle.gathering import TRAFFIC
+from dylora_moe.lifecycle.recipe import TrafficRules
+from dylora_moe.lifecycle.results import LearnResult
+from dylora_moe.lifecycle.traffic import Sorted, sort_traffic
+from dylora_moe.records import Arrival, Example
+from tests.pools import DIGITS, LETTERS, SIGNS, Notes, fingerprint, rows, settings
+
+RULES = TrafficRules(share=0.1, alike=0.2, least=24)
+SETTINGS = settings(
+    novelty={"strange_share": 0.1, "alike": 0.2, "min_cluster": 24, "badly": 0.2},
+    generate_scores=0,
+)
+LETTER, DIGIT, SIGN = rows(LETTERS, 40, 21), rows(DIGITS, 40, 22), rows(SIGNS, 40, 23)
+
+
+def shuffled(*kinds: Sequence[Example], seed: int = 0) -> tuple[Example, ...]:
+    found = [row for kind in kinds for row in kind]
+    random.Random(seed).shuffle(found)
+    return tuple(found)
+
+
+def feed(pool: Pool, examples: Sequence[Example], **options: Any) -> list[LearnResult]:
+    options.setdefault("settings", SETTINGS)
+    arrival = Arrival("traffic", tuple(examples))
+    return pool.learn_arrivals([arrival], mixed=True, **options)
+
+
+def kinds_of(found: Sorted) -> list[Counter[str]]:
+    """Of each cluster, how many rows of each alphabet it has."""
+    return [Counter(kind_of(row) for row in cluster) for cluster in found.clusters]
+
+
+def kind_of(row: Example) -> str:
+    return next(name for name in (LETTERS, DIGITS, SIGNS) if row.prompt[0] in name)
+
+
+def waiting(pool: Pool) -> dict[str, int]:
+    return {name: len(rows) for name, rows in pool._storage.examples.waiting()}
+
+
+def test_to_an_empty_pool_all_is_strange_and_each_kind_is_a_cluster(empty: Pool) -> None:
+    found = sort_traffic(empty.live, shuffled(LETTER, DIGIT, SIGN), RULES)
+    assert found.strange == 120
+    assert not found.claimed
+    kinds = kinds_of(found)
+    assert sorted(max(kind, key=kind.__getitem__) for kind in kinds) == sorted(
+        [LETTERS, DIGITS, SIGNS]
+    )
+    assert all(max(kind.values()) >= 0.95 * kind.total() for kind in kinds)
+
+
+def test_every_row_is_sorted_once(taught: Pool) -> None:
+    given = shuffled(LETTER, DIGIT[:5], SIGN)
+    found = sort_traffic(taught.live, given, RULES)
+    parts = [*found.clusters, *(part for _, part in found.claimed), found.waiting]
+    assert Counter(row.key for part in parts for row in part) == Counter(row.key for row in given)
+
+
+def test_rows_of_known_skills_are_claimed_and_a_new_kind_is_a_cluster(taught: Pool) -> None:
+    found = sort_traffic(taught.live, shuffled(LETTER, DIGIT, SIGN), RULES)
+    claimed = {
+        taught.live.record(skill).name: {kind_of(row) for row in part}
+        for skill, part in found.claimed
+    }
+    assert claimed == {"letters": {LETTERS}, "digits": {DIGITS}}
+    (kind,) = kinds_of(found)
+    assert kind[SIGNS] >= 0.95 * kind.total()
+
+
+def test_too_few_rows_of_a_kind_wait_known_or_not(taught: Pool) -> None:
+    found = sort_traffic(taught.live, shuffled(LETTER[:10], SIGN[:10]), RULES, enough=24)
+    assert not found.claimed
+    assert not found.clusters
+    assert len(found.waiting) == 20
+
+
+def test_no_rows_are_sorted_too(taught: Pool) -> None:
+    found = sort_traffic(taught.live, (), RULES)
+    assert found == Sorted((), (), (), 0, 0)
+
+
+def test_mixed_rows_become_an_expert_for_each_kind(empty: Pool) -> None:
+    results = feed(empty, shuffled(LETTER, DIGIT, SIGN))
+    made = [result for result in results if result.action == "created"]
+    assert [result.arrival for result in made] == ["traffic-1", "traffic-2", "traffic-3"]
+    assert len(empty.experts()) == 3
+    (event,) = empty.registry.events("sorted")
+    assert event.numbers["rows"] == 120
+    assert sum(event.numbers["clusters"]) + event.numbers["waiting"] == 120
+
+
+def test_rows_of_known_skills_go_through_the_verdict_under_their_names(taught: Pool) -> None:
+    results = feed(taught, shuffled(LETTER, SIGN))
+    told = {result.arrival: result.verdict.name for result in results}
+    assert told["letters"] == "known"
+    assert told["traffic-1"] == "novel"
+    assert len(taught.experts()) == 3
+
+
+def test_what_is_too_little_waits_and_is_sorted_with_the_next_traffic(taught: Pool) -> None:
+    (result,) = feed(taught, SIGN[:14])
+    assert result.action == "waiting"
+    assert waiting(taught) == {TRAFFIC: 14}
+    results = feed(taught, SIGN[14:])
+    assert [r.action for r in results if r.arrival == "traffic-1"] == ["created"]
+    learned = {key for skill in taught.revision.skills for key in keys(taught, skill.name)}
+    left = {row.key for _, part in taught._storage.examples.waiting() for row in part}
+    assert {row.key for row in SIGN} == (learned | left) & {row.key for row in SIGN}
+    assert not learned & left
+
+
+def keys(pool: Pool, skill: str) -> frozenset[str]:
+    record = pool.live.record(skill)
+    return pool.live.keys_of(record.examples + record.validation)
+
+
+def test_the_same_traffic_again_does_nothing(empty: Pool) -> None:
+    given = shuffled(LETTER, DIGIT)
+    feed(empty, given)
+    before = fingerprint(empty)
+    (result,) = feed(empty, given)
+    assert result.action in ("unchanged", "waiting")
+    assert fingerprint(empty).revision == before.revision
+
+
+def test_waiting_traffic_joins_no_arrival(taught: Pool) -> None:
+    feed(taught, SIGN[:14])
+    (plan,) = taught.plan_arrivals([Arrival("signs", SIGN[14:])], settings=settings())
+    assert plan.waiting == 0
+
+
+def test_rows_whose_kind_gets_no_expert_still_wait(taught: Pool) -> None:
+    feed(taught, SIGN[:14])
+    frozen = settings(
+        novelty={"strange_share": 0.1, "alike": 0.2, "min_cluster": 24, "growth": False},
+        generate_scores=0,
+    )
+    feed(taught, SIGN[14:], settings=frozen)
+    assert sum(waiting(taught).values()) == 40
+    assert len(taught.experts()) == 2
+
+
+def test_broken_off_nothing_that_waited_is_lost(taught: Pool) -> None:
+    feed(taught, SIGN[:14])
+
+    def stop(step: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(LearningInterruptedError):
+        feed(taught, SIGN[14:], watch=Notes(at_step=stop))
+    assert waiting(taught)[TRAFFIC] == 14
+    results = feed(taught, SIGN[14:])
+    assert "created" in [result.action for result in results]
+
+
+def test_more_than_a_piece_is_sorted_by_what_came_before(
+    empty: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "PIECE", 60)
+    feed(empty, (*shuffled(LETTER[:30], DIGIT[:30]), *SIGN, *LETTER[30:], *DIGIT[30:]))
+    assert [event.numbers["rows"] >= 60 for event in empty.registry.events("sorted")] == [
+        True,
+        True,
+    ]
+    assert len(empty.experts()) == 3
+
+
+def test_a_plan_names_every_kind_and_changes_nothing(taught: Pool) -> None:
+    before = fingerprint(taught)
+    given = Arrival("traffic", shuffled(LETTER, SIGN, DIGIT[:3]))
+    plans = taught.plan_arrivals([given], mixed=True, settings=SETTINGS)
+    told = {plan.arrival: (plan.rows, plan.verdict.name) for plan in plans}
+    assert told["traffic-1"][1] == "novel"
+    assert told["letters"][1] == "known"
+    assert sum(rows for rows, _ in told.values()) == 83
+    assert fingerprint(taught) == before
+    assert not taught._storage.examples.waiting()
+
+
+def test_nothing_can_be_overruled_for_rows_of_several_skills(empty: Pool) -> None:
+    for overruled in ({"into": "letters"}, {"as_new": True}, {"name": "signs"}):
+        with pytest.raises(ConfigError, match="nothing can be overruled"):
+            feed(empty, SIGN, **overruled)
+
+
+def test_rows_to_validate_on_cannot_be_named(empty: Pool) -> None:
+    with pytest.raises(DataError, match="nobody knows whose they are"):
+        empty.learn_arrivals([Arrival("traffic", SIGN, LETTER)], mixed=True, settings=SETTINGS)
