@@ -3,7 +3,7 @@
     python benchmarks/traffic.py --data path/to/skills
 
 `--data` is a folder with `<skill>/train.jsonl`. First rows of many sets of skills are clustered as
-they come to an empty pool, by prompts alone and by whole rows, and by HDBSCAN beside ours. Then
+they come to an empty pool, by whole rows and by prompts alone, and by HDBSCAN beside ours. Then
 mixed traffic of six skills (and of all) comes in chunks: each is sorted as a pool sorts it, every
 kind gets the verdict of the novelty test, and what is learned is features alone: no expert is
 trained. With `--out benchmarks/results/traffic.json` its rows are on the scoreboard. Takes minutes.
@@ -19,7 +19,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,8 @@ from dylora_moe.build.making import OWN_PROMPTS
 from dylora_moe.foundation.base import Base, load_base
 from dylora_moe.foundation.own_prompts import write_own_prompts
 from dylora_moe.foundation.statistics import FeatureStatistics
-from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.lifecycle.recipe import TrafficRules
-from dylora_moe.lifecycle.traffic import RowFeatures, sorted_by
+from dylora_moe.lifecycle.traffic import RowFeatures, features_of, sorted_by
 from dylora_moe.records import Example
 from dylora_moe.skills.classifier import ClassifierTwoSample
 from dylora_moe.skills.clustering import clusters
@@ -64,9 +63,7 @@ def read(base: Base, folder: Path) -> dict[str, Rows]:
     for path in sorted(folder.glob("*/train.jsonl")):
         examples = read_examples(path, EACH)
         encoded, _ = encode_all(examples, base.tokenizer)
-        whole = [replace(row, prompt_length=len(row)) for row in encoded]
-        both = (TrunkCache(base, part).features for part in (encoded, whole))
-        found[path.parent.name] = Rows(tuple(examples), RowFeatures(*both))
+        found[path.parent.name] = Rows(tuple(examples), features_of(base, encoded))
     return found
 
 

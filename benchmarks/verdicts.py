@@ -6,6 +6,7 @@ Reads JSON; measures nothing, prints nothing and loads no model.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
@@ -15,6 +16,7 @@ from typing import Any
 from measured import Row
 
 RESULTS = Path(__file__).parent / "results"
+_KEPT = {"arms", "work"}
 _NEEDED = {"measure", "value", "direction", "must", "aim"}
 
 
@@ -68,13 +70,16 @@ class Entry:
 
 
 def read_results(folder: Path = RESULTS) -> list[Result]:
-    """Every JSON file under the folder that holds rows, by name.
+    """Every JSON file under the folder that holds rows, by name; what a benchmark keeps to go on
+    with, in `arms` and `work`, is no result.
 
     Raises:
         ValueError: a row without the fields of a row, or with others.
     """
     found = []
     for path in sorted(folder.rglob("*.json")):
+        if _KEPT & set(path.relative_to(folder).parts[:-1]):
+            continue
         raw = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(raw, dict) and "rows" in raw:
             name = path.relative_to(folder).with_suffix("").as_posix()
@@ -111,9 +116,10 @@ def number(value: float | None) -> str:
 
 def spread(row: Row) -> str:
     """The lowest and the highest round, or the ends of the interval."""
-    if row.low is None or row.high is None:
+    if row.low is None and row.high is None:
         return "-"
-    low, high = number(row.low), number(row.high)
+    low = "-∞" if row.low is None else number(row.low)
+    high = "∞" if row.high is None else number(row.high)
     return low if low == high else f"{low} to {high}"
 
 
@@ -144,9 +150,11 @@ def _row(found: Mapping[str, Any], path: Path) -> Row:
 def _decisive(row: Row) -> float:
     """What decides the must: the value, or the end of its interval that is nearest to failing."""
     assert row.value is not None
-    if not row.interval or row.low is None or row.high is None:
+    if not row.interval:
         return row.value
-    return row.high if row.direction == "at most" else row.low
+    if row.direction == "at most":
+        return math.inf if row.high is None else row.high
+    return -math.inf if row.low is None else row.low
 
 
 def _short(row: Row, value: float, wanted: float) -> bool:

@@ -103,7 +103,7 @@ class NoveltySettings(Settings):
         description="of mixed traffic: share of a skill's own rows that may be called strange",
     )
     alike: float = Field(
-        default=0.3, gt=-1, lt=1, description="mean cosine from which on two clusters are one"
+        default=0.5, gt=0, lt=1, description="mean likeness from which on two clusters are one"
     )
     min_cluster: int = Field(
         default=64, ge=2, description="strange rows of a kind that become an arrival"

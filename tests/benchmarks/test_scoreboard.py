@@ -161,3 +161,28 @@ def test_of_an_interval_the_end_nearest_to_failing_decides_the_must_and_the_poin
     most = Row("m", 0.5, "at most", 1.0, 0.6, low=0.4, high=1.1, interval=True)
     assert verdicts.judge(most) is Verdict.SHORT_OF_MUST
     assert verdicts.judge(replace(most, high=0.9)) is Verdict.REACHED
+
+
+def test_an_infinite_end_fails_the_must_where_it_is_the_near_one_and_only_there() -> None:
+    one = Row("m", 2.0, "at least", 0.97, None, low=1.5, high=None, interval=True)
+    assert verdicts.judge(one) is Verdict.REACHED
+    assert verdicts.spread(one) == "1.5 to ∞"
+    assert verdicts.judge(replace(one, low=0.9)) is Verdict.SHORT_OF_MUST
+    near = replace(one, low=None, high=3.0)
+    assert verdicts.judge(near) is Verdict.SHORT_OF_MUST
+    assert verdicts.spread(near) == "-∞ to 3"
+    most = Row("m", 0.5, "at most", 1.0, None, low=0.1, high=None, interval=True)
+    assert verdicts.judge(most) is Verdict.SHORT_OF_MUST
+    assert verdicts.judge(replace(most, interval=False)) is Verdict.REACHED
+
+
+def test_what_a_benchmark_keeps_to_go_on_with_is_no_result(tmp_path: Path) -> None:
+    body = json.dumps({"rows": [{"measure": "m", "value": None, "direction": "at most",
+                                 "must": 1, "aim": None}]})  # fmt: skip
+    for name in ("cpu.json", "cpu/arms/hard-ours-s0.json", "cpu/work/x/stage-001.json"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(body)
+    (found,) = verdicts.read_results(tmp_path)
+    assert found.name == "cpu"
+    assert verdicts.judge(found.rows[0]) is Verdict.NOT_MEASURED

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from dylora_moe.evaluation.continual import arms as catalogue
+from dylora_moe.evaluation.continual import document
 from dylora_moe.evaluation.continual.arms.ours import Ours
+from dylora_moe.evaluation.continual.checks import Check
 from dylora_moe.evaluation.continual.presets import PRESETS
 from dylora_moe.evaluation.continual.replay import DETECTORS
 from tests.cli.conftest import Cli, Ran
@@ -127,3 +129,14 @@ def test_what_is_wrong_is_one_clear_line(
     assert words in failed.err
     assert len(failed.err.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_check_that_fails_ends_the_command_with_an_error_behind_the_results(
+    bench: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(document, "checks", lambda _: (Check("it", 1.0, 0.5, False),))
+    ran = bench("--no-detectors", "--arms", "base", "--streams", "hard")
+    assert ran.code == 1
+    assert "wrong: it: 1, 0.5 at most" in ran.err
+    body = json.loads((tmp_path / "out" / "cpu.json").read_text(encoding="utf-8"))
+    assert body["checks"] == [{"what": "it", "difference": 1.0, "tolerance": 0.5, "holds": False}]

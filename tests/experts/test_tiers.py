@@ -125,9 +125,11 @@ def test_dropout_and_pinning_survive_coming_and_going(tmp_path: Path) -> None:
     manager = manager_of()
     manager.train_dropout(True)
     manager.register("expert_0", manager.stored(tmp_path / "0"))
-    manager.set_active_expert("expert_0", trainable=False)
+    manager.set_active_expert("expert_0", trainable=True)
     layers = [m for m in manager.model.modules() if isinstance(m, LoraLayer)]
     assert all(layer.lora_dropout["expert_0"].training for layer in layers)
+    manager.set_active_expert("expert_0", trainable=False)
+    assert not any(layer.lora_dropout["expert_0"].training for layer in layers)
     assert all(layer.active_adapters == ["expert_0"] for layer in layers)
     manager.offload("expert_0")
     manager.train_dropout(False)

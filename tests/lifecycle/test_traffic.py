@@ -19,9 +19,9 @@ from dylora_moe.lifecycle.traffic import Sorted, sort_traffic
 from dylora_moe.records import Arrival, Example
 from tests.pools import DIGITS, LETTERS, SIGNS, Notes, fingerprint, rows, settings
 
-RULES = TrafficRules(share=0.1, alike=0.2, least=24)
+RULES = TrafficRules(share=0.1, alike=0.3, least=24)
 SETTINGS = settings(
-    novelty={"strange_share": 0.1, "alike": 0.2, "min_cluster": 24, "badly": 0.2},
+    novelty={"strange_share": 0.1, "alike": 0.3, "min_cluster": 24, "badly": 0.2},
     generate_scores=0,
 )
 LETTER, DIGIT, SIGN = rows(LETTERS, 40, 21), rows(DIGITS, 40, 22), rows(SIGNS, 40, 23)
@@ -146,7 +146,7 @@ def test_waiting_traffic_joins_no_arrival(taught: Pool) -> None:
 def test_rows_whose_kind_gets_no_expert_still_wait(taught: Pool) -> None:
     feed(taught, SIGN[:14])
     frozen = settings(
-        novelty={"strange_share": 0.1, "alike": 0.2, "min_cluster": 24, "growth": False},
+        novelty={"strange_share": 0.1, "alike": 0.3, "min_cluster": 24, "growth": False},
         generate_scores=0,
     )
     feed(taught, SIGN[14:], settings=frozen)
@@ -170,13 +170,15 @@ def test_broken_off_nothing_that_waited_is_lost(taught: Pool) -> None:
 def test_more_than_a_piece_is_sorted_by_what_came_before(
     empty: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learning, "PIECE", 60)
-    feed(empty, (*shuffled(LETTER[:30], DIGIT[:30]), *SIGN, *LETTER[30:], *DIGIT[30:]))
-    assert [event.numbers["rows"] >= 60 for event in empty.registry.events("sorted")] == [
-        True,
-        True,
-    ]
-    assert len(empty.experts()) == 3
+    monkeypatch.setattr(learning, "PIECE", 40)
+    results = feed(empty, (*LETTER, *rows(LETTERS, 40, 24)))
+    first, second = empty.registry.events("sorted")
+    assert len(first.numbers["clusters"]) == 1
+    assert (first.numbers["strange"], first.numbers["known"]) == (40, [])
+    assert second.numbers["rows"] == 40 + first.numbers["waiting"]
+    assert {name for name, _ in second.numbers["known"]} == {"traffic-1"}
+    assert results[0].action == "created"
+    assert len(empty.experts()) == 1
 
 
 def test_a_plan_names_every_kind_and_changes_nothing(taught: Pool) -> None:

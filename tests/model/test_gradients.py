@@ -184,14 +184,20 @@ def test_checkpointing_can_be_switched_off_and_reentrant_is_refused() -> None:
     assert calls == [2, 2, 3, 2]
 
 
-def test_the_base_stays_in_eval_mode_and_only_experts_drop() -> None:
+def test_the_base_stays_in_eval_mode_and_only_the_expert_that_learns_drops() -> None:
     model = model_of()
     model.experts.create_expert("expert_wet", dropout=0.5)
+    model.experts.create_expert("expert_frozen", dropout=0.5)
+    model.experts.set_trainable({"expert_wet"})
     model.train()
     wet = [m for n, m in model.model.named_modules() if n.endswith("lora_dropout.expert_wet")]
     assert wet
     assert all(m.training for m in wet)
-    assert not any(m.training for n, m in model.model.named_modules() if "lora_dropout" not in n)
+    assert not any(
+        m.training for n, m in model.model.named_modules() if not n.endswith("dropout.expert_wet")
+    )
     assert model.router.training
+    model.experts.set_trainable({"expert_frozen"})
+    assert not any(m.training for m in wet)
     model.eval()
     assert not any(m.training for m in model.modules())

@@ -106,7 +106,7 @@ def test_switching_the_mode_walks_through_no_expert(monkeypatch: pytest.MonkeyPa
     assert visits[0] == visits[1]
 
 
-def test_whatever_comes_while_the_model_trains_is_in_eval_mode_but_for_dropout(
+def test_whatever_comes_while_the_model_trains_is_in_eval_mode_but_for_a_learner_s_dropout(
     tmp_path: Path,
 ) -> None:
     model = model_of()
@@ -115,12 +115,13 @@ def test_whatever_comes_while_the_model_trains_is_in_eval_mode_but_for_dropout(
 
     def check(training: bool) -> None:
         for name, module in model.model.named_modules():
-            drops = isinstance(module, nn.Dropout) and "lora_dropout" in name
+            drops = isinstance(module, nn.Dropout) and name.endswith("dropout.expert_new")
             assert module.training == (training and drops), name
 
     for training in (True, False):
         model.train(training)
         experts.create_expert("expert_new", dropout=0.5)
+        experts.set_trainable({"expert_new"})
         check(training)
         experts.grow_rank("expert_new", 16)
         check(training)
@@ -132,6 +133,18 @@ def test_whatever_comes_while_the_model_trains_is_in_eval_mode_but_for_dropout(
         check(not training)
         experts.remove("expert_new")
         experts.remove("expert_read")
+
+
+def test_who_comes_with_layers_of_its_own_leaves_a_learner_s_dropout_on() -> None:
+    model = model_of()
+    model.experts.create_expert("expert_wet", targets="attention", dropout=0.5)
+    model.experts.set_trainable({"expert_wet"})
+    model.train()
+    # PEFT makes the layers that only this one has.
+    model.experts.create_expert("expert_wide", targets="all-linear")
+    wet = [m for n, m in model.model.named_modules() if n.endswith("dropout.expert_wet")]
+    assert wet
+    assert all(module.training for module in wet)
 
 
 def test_a_base_that_somebody_set_to_train_is_put_back() -> None:

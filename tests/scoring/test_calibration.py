@@ -3,7 +3,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dylora_moe.scoring.calibration import brier_score, expected_calibration_error
+from dylora_moe.scoring.calibration import (
+    brier_score,
+    calibration_error,
+    expected_calibration_error,
+)
 
 
 def of_two(confidences: list[float]) -> list[list[float]]:
@@ -102,6 +106,29 @@ def test_what_is_no_probability_is_refused(
         brier_score(table, truths)
     with pytest.raises(ValueError, match=message):
         expected_calibration_error(table, truths)
+
+
+def test_the_largest_probability_alone_gives_the_same_error() -> None:
+    rng = np.random.default_rng(2)
+    table = rng.dirichlet(np.ones(4), 50)
+    truths = rng.integers(0, 4, 50)
+    alone = calibration_error(table.max(axis=1), table.argmax(axis=1) == truths)
+    assert alone == pytest.approx(expected_calibration_error(table, truths.tolist()), abs=1e-12)
+    # However unsure: rows take no columns.
+    assert calibration_error([1e-9] * 3, [False] * 3) == pytest.approx(1e-9)
+    assert calibration_error([0.0, 1.0], [False, True]) == 0
+
+
+@pytest.mark.parametrize(
+    ("confidences", "hits", "message"),
+    [([], [], r"\[rows\]"), ([0.5], [1, 0], r"\[rows\]"), ([float("nan")], [1], "0 to 1"),
+     ([-0.1], [1], "0 to 1"), ([1.1], [1], "0 to 1")],
+)  # fmt: skip
+def test_what_is_no_confidence_is_refused(
+    confidences: list[float], hits: list[int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        calibration_error(confidences, hits)
 
 
 def test_a_calibration_error_needs_a_bin() -> None:

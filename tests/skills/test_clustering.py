@@ -67,7 +67,7 @@ def test_numbers_follow_the_first_row_of_each_cluster() -> None:
 
 def test_a_higher_cosine_never_joins_what_a_lower_one_keeps_apart() -> None:
     features, _ = mixed(0, 1, 2, 3)
-    fine, coarse = (clusters(features, foreign(), alike=a) for a in (0.7, 0.1))
+    fine, coarse = (clusters(features, foreign(), alike=a) for a in (0.9, 0.2))
     assert len(fine.unique()) > len(coarse.unique())
     for cluster in fine.unique():
         assert len(coarse[fine == cluster].unique()) == 1
@@ -79,7 +79,7 @@ def test_no_row_and_one_row_are_clustered_too() -> None:
 
 
 def test_too_many_rows_or_no_cosine_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match="between -1 and 1"):
+    with pytest.raises(ConfigError, match="between 0 and 1"):
         clusters(rows(0), foreign(), alike=1.0)
     monkeypatch.setattr(clustering, "MOST_ROWS", 20)
     with pytest.raises(ConfigError, match="at most 20"):
@@ -104,6 +104,6 @@ def test_a_row_alone_stands_by_itself_and_a_tie_is_not_strange() -> None:
 
 
 def test_strange_rows_have_no_say_in_which_skill_a_cluster_is_of() -> None:
-    said = screened([True, True, False, False, False], [7, 7, 1, 1, 2])
+    said = screened([True, True, False, False, False], [7, 7, 8, 8, 9])
     found = voted(said, torch.zeros(5, dtype=torch.int64))
-    assert found.nearest.tolist() == [1] * 5
+    assert found.nearest.tolist() == [8] * 5

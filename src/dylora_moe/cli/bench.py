@@ -135,10 +135,19 @@ def continual(
                 "preset": wanted.name,
                 "rows": told.table.rows,
                 "missing": told.table.missing,
+                "checks": told.checks,
                 "files": paths,
             },
             lambda console: _render(console, told, paths),
         )
+        wrong = [one for one in told.checks if not one.holds]
+        for one in wrong:
+            print(
+                f"wrong: {one.what}: {one.difference:.3g}, {one.tolerance:.3g} at most",
+                file=sys.stderr,
+            )
+        if wrong:
+            raise typer.Exit(1)
 
 
 def _names(given: str | None) -> tuple[str, ...]:
@@ -214,11 +223,10 @@ def _render(console: Console, told: Document, paths: Sequence[Path]) -> None:
     for title in ("claim", "value", "95% interval", "must", "aim"):
         claims.add_column(title, justify="left" if title == "claim" else "right", overflow="fold")
     for row in told.table.rows:
-        ends = "" if row.low is None or row.high is None else f"{row.low:.3g} to {row.high:.3g}"
         claims.add_row(
             row.measure,
             "" if row.value is None else f"{row.value:.3g}",
-            ends if row.interval else "",
+            row.between,
             "" if row.must is None else f"{row.must:g}",
             "" if row.aim is None else f"{row.aim:g}",
         )

@@ -41,6 +41,7 @@ class Adapters:
         self._versions: dict[str, int] = {}
         self._dropouts: dict[str, list[nn.Dropout]] = {}
         self._learning: Collection[str] | None = ()
+        self._trainable: frozenset[str] = frozenset()
         self._dropping = model.training
 
     @property
@@ -119,16 +120,26 @@ class Adapters:
             for parameter in self.tensors(name).values():
                 parameter.requires_grad_(name in trainable)
         self._learning = tuple(trainable)
+        changed = self._trainable ^ frozenset(trainable)
+        self._trainable = frozenset(trainable)
+        for name in changed:
+            self._drop(name)
         if self._tuner is not None:
             self._tuner.active_adapter = list(active)
         self._slot.revision += 1
 
     def train_dropout(self, mode: bool) -> None:
-        """Switches the dropout of every adapter, those that come later too."""
+        """Switches the dropout of those that learn, also of who comes or learns later.
+
+        What is frozen never drops: beside one that learns it gives what it gives in answers.
+        """
         self._dropping = mode
-        for dropouts in self._dropouts.values():
-            for dropout in dropouts:
-                dropout.train(mode)
+        for name in self._trainable:
+            self._drop(name)
+
+    def _drop(self, name: str) -> None:
+        for dropout in self._dropouts.get(name, ()):
+            dropout.train(self._dropping and name in self._trainable)
 
     def tensors(self, name: str) -> dict[str, nn.Parameter]:
         """An adapter's parameters under their names in an adapter file."""
@@ -241,9 +252,10 @@ class Adapters:
         found = {path: self._model.get_submodule(path) for path in paths}
         layers = {p: m for p, m in found.items() if isinstance(m, MixtureLinear)}
         assert len(layers) == len(found), "PEFT left a targeted layer stock"
-        for adapted in layers.values():
-            # A layer made now starts in training mode, whatever the model's.
-            adapted.train(self._model.training)
+        for path, adapted in layers.items():
+            if path not in self._adapted:
+                # A layer made now starts in training mode, whatever the model's.
+                adapted.train(self._model.training)
         self._adapted |= layers
         return layers
 
@@ -253,8 +265,7 @@ class Adapters:
         self._dropouts[name] = [each for each in dropouts if isinstance(each, nn.Dropout)]
         for layer in layers.values():
             lora_layers.be_evaluated(layer, name)
-        for dropout in self._dropouts[name]:
-            dropout.train(self._dropping)
+        self._drop(name)
         self.settle(name)
         self._slot.revision += 1
 

@@ -187,7 +187,7 @@ class ExpertManager(OwnedExperts):
         self._settle()
 
     def train_dropout(self, mode: bool) -> None:
-        """Switches every expert's dropout on or off; the base has none of its own running."""
+        """Switches the dropout of the experts that learn; the base has none of its own running."""
         self._adapters.train_dropout(mode)
 
     def _settle(self) -> None:

@@ -6,11 +6,11 @@ import math
 
 from dylora_moe.lifecycle.change import Stores
 from dylora_moe.lifecycle.consolidating import nothing_to_teach
+from dylora_moe.lifecycle.judgement import Judgement
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.observation import Observation
 from dylora_moe.lifecycle.recipe import Recipe
 from dylora_moe.lifecycle.results import Cost
-from dylora_moe.records import Verdict
 from dylora_moe.training.phases import Phase
 
 _BACKWARD = 3.0
@@ -24,13 +24,14 @@ def estimate(
     stores: Stores,
     recipe: Recipe,
     observation: Observation,
-    verdict: Verdict,
+    judgement: Judgement,
 ) -> Cost:
     """Tokens, seconds, parameters and bytes of learning the arrival as the verdict says.
 
     The rate is that of the pool's last training on record; before the first, it follows from the
     time that the trunk took over these very rows.
     """
+    verdict = judgement.verdict
     if verdict.name == "unsure" or nothing_to_teach(verdict, verdict.name):
         return Cost(0, 0.0, 0, 0)
     new = verdict.name == "novel"
@@ -38,27 +39,36 @@ def estimate(
     phases = recipe.new_expert if afresh else recipe.more_data
     fresh = len(observation.train_examples)
     mean = sum(observation.train.lengths) / fresh
-    rows = fresh if afresh else fresh + _replayed(live, recipe, verdict, fresh)
+    rows = fresh if new else fresh + _replayed(live, recipe, judgement, fresh)
     tokens = sum(_rows_of(phase, rows) * phase.epochs * mean for phase in phases)
     shape = recipe.shape
     parameters = (
         live.experts.parameters_of_shape(rank=shape.rank, targets=shape.targets) if new else 0
     )
+    # A new version is a whole adapter on disk; it replaces the one in memory.
+    written = parameters if new else live.experts.parameter_count(_expert_of(live, judgement))
     return Cost(
         tokens=math.ceil(tokens),
         seconds=tokens / _tokens_per_second(live, stores, observation),
         parameters=parameters,
-        bytes=parameters * _BYTES,
+        bytes=written * _BYTES,
     )
 
 
-def _replayed(live: LivePool, recipe: Recipe, verdict: Verdict, fresh: int) -> int:
+def _expert_of(live: LivePool, judgement: Judgement) -> str:
+    """The expert that trains on."""
+    assert judgement.skill_id is not None
+    return live.skills[judgement.skill_id].expert_id
+
+
+def _replayed(live: LivePool, recipe: Recipe, judgement: Judgement, fresh: int) -> int:
     """Stored rows that train beside the new ones; taken to be as long as these."""
-    expert = live.skills[verdict.nearest[0][0]].expert_id
+    expert = _expert_of(live, judgement)
+    revised = judgement.skill_id if judgement.verdict.name == "revised" else None
     stored = sum(
         live.library[skill_id].statistics.count
         for skill_id, skill in live.skills.items()
-        if skill.expert_id == expert
+        if skill.expert_id == expert and skill_id != revised
     )
     return min(stored, round(recipe.replay * fresh))
 

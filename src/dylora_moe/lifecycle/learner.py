@@ -60,7 +60,7 @@ class Learner:
         learned = self._holder(gathered.arrival) is not None
         gathered = self._joined(gathered)
         observation, judgement = self._look(gathered.arrival)
-        cost = estimate(self.live, self.stores, self.recipe, observation, judgement.verdict)
+        cost = estimate(self.live, self.stores, self.recipe, observation, judgement)
         return Plan(
             arrival=arrival.name,
             rows=observation.rows,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from dylora_moe.errors import DataError
 from dylora_moe.lifecycle.change import load_card
@@ -51,7 +52,7 @@ def plan_mixed(learner: Learner, arrival: Arrival) -> list[Plan]:
     """
     plans = []
     for piece in _pieces(_fitting(learner, arrival).arrival):
-        _, found = _sorted(learner, piece)
+        found = _sorted(learner, piece).found
         for skill, part in found.claimed:
             plans.append(learner.plan(Arrival(learner.live.record(skill).name, part)))
         for number, cluster in enumerate(found.clusters, 1):
@@ -81,40 +82,75 @@ def _pieces(arrival: Arrival) -> list[Arrival]:
     return [Arrival(arrival.name, rows[start : start + PIECE]) for start in starts]
 
 
-def _sorted(learner: Learner, arrival: Arrival) -> tuple[int, Sorted]:
-    """How many rows there are with those that waited, and how they are sorted."""
+@dataclass(frozen=True)
+class _Sorting:
+    """How traffic was sorted.
+
+    Attributes:
+        rows: how many were, with those that waited.
+        found: what they are.
+        waited: what waited before, all of it.
+        left: of these the rows that were not looked at; they go on waiting.
+    """
+
+    rows: int
+    found: Sorted
+    waited: list[Example]
+    left: list[Example]
+
+
+def _sorted(learner: Learner, arrival: Arrival) -> _Sorting:
     live, recipe, stores = learner.live, learner.recipe, learner.stores
     waited = dict(stores.examples.waiting()).get(TRAFFIC, [])
     # The oldest that nothing like them ever came to must not crowd out what is new.
-    rows = _unlearned(learner, [*waited[-PIECE:], *arrival.examples])
+    left, again = waited[:-PIECE], waited[-PIECE:]
+    if recipe.drop_long:
+        # They may have come when longer rows were allowed.
+        again, longer = live.within(again, live.limit(recipe.max_length))
+        left = [*left, *longer]
+    rows = _unlearned(learner, [*again, *arrival.examples])
     learner.watch.stage("sort", f"{len(rows)} rows of {arrival.name}")
     enough = recipe.detector(live, stores.registry).limits.samples
-    rules, limit = recipe.traffic, recipe.max_length
-    return len(rows), sort_traffic(live, rows, rules, enough=enough, max_length=limit)
+    found = sort_traffic(live, rows, recipe.traffic, enough=enough, max_length=recipe.max_length)
+    return _Sorting(len(rows), found, waited, left)
 
 
 def _learn(learner: Learner, arrival: Arrival) -> list[LearnResult]:
     live, stores = learner.live, learner.stores
     start, name = time.perf_counter(), arrival.name
-    rows, found = _sorted(learner, arrival)
+    sorting = _sorted(learner, arrival)
+    rows, found = sorting.rows, sorting.found
     stores.registry.record(_event(learner, name, rows, found))
     kinds = [Arrival(live.record(skill).name, part) for skill, part in found.claimed]
     results = [learner.add_new_skill(kind) for kind in kinds]
     for cluster in found.clusters:
         kinds.append(Arrival(_free(learner, name), cluster))
         results.append(learner.add_new_skill(kinds[-1]))
-    # Only now: had the learning broken off, all that waited would wait still.
-    stores.examples.keep(TRAFFIC, found.waiting)
-    for kind, result in zip(kinds, results, strict=True):
-        if result.action == "waiting":
-            # Rows that waited among the traffic could not be told to wait as this kind before.
-            stores.examples.wait(kind.name, kind.examples)
+    _let_wait(learner, sorting, list(zip(kinds, results, strict=True)))
     if found.waiting:
         results.append(_rest(learner, name, "unsure", "waiting", _too_few(found), start))
     elif not rows:
         reason = f"all {len(arrival.examples)} rows are learned already"
         results.append(_rest(learner, name, "known", "unchanged", reason, start))
     return results
+
+
+def _let_wait(
+    learner: Learner, sorting: _Sorting, learned: Sequence[tuple[Arrival, LearnResult]]
+) -> None:
+    """Writes what waits from now on. Whenever it breaks off, each row waits at least once."""
+    examples = learner.stores.examples
+    before = {row.key for row in sorting.waited}
+    still = [*_unlearned(learner, sorting.left), *sorting.found.waiting]
+    for kind, result in learned:
+        if result.action == "waiting":
+            # Rows that waited among the traffic could not be told to wait as this kind before.
+            there = dict(examples.waiting()).get(kind.name, [])
+            examples.keep(kind.name, [*there, *kind.examples])
+        elif result.action == "rejected":
+            still += [row for row in kind.examples if row.key in before]
+    # Only now: had the learning broken off, all that waited would wait still.
+    examples.keep(TRAFFIC, still)
 
 
 def _too_few(found: Sorted) -> str:

@@ -43,12 +43,12 @@ class TrafficRules:
 
     Attributes:
         share: of the skills' own rows that may be called strange.
-        alike: mean cosine from which on two clusters are one.
+        alike: mean likeness from which on two clusters are one.
         least: rows of a cluster that is taken for a skill's.
     """
 
     share: float = 0.05
-    alike: float = 0.3
+    alike: float = 0.5
     least: int = 64
 
 

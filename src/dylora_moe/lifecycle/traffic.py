@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from dylora_moe.foundation.base import Base
 from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.lifecycle.live import LivePool
@@ -21,7 +23,7 @@ from dylora_moe.lifecycle.recipe import TrafficRules
 from dylora_moe.records import Example
 from dylora_moe.skills.clustering import clusters, voted
 from dylora_moe.skills.screening import Screen, screen_of
-from dylora_moe.text.template import encode_all
+from dylora_moe.text.template import Encoded, encode_all
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Sorted:
 
 @dataclass(frozen=True, eq=False)
 class RowFeatures:
-    """Tap features of rows: what is asked, and what is asked and answered."""
+    """Tap features of rows: of what is asked, and of what is asked and answered."""
 
     prompts: Float[Tensor, "n d"]
     whole: Float[Tensor, "n d"]
@@ -139,7 +141,8 @@ def _claims(
 def row_features(
     live: LivePool, rows: Sequence[Example], max_length: int | None = None
 ) -> RowFeatures:
-    """Tap features of rows' prompts and of rows with their answers; the trunk runs once for each.
+    """Tap features of rows' prompts, as the router sees them, and of whole rows; the trunk runs for
+    each.
 
     Raises:
         DataError: a row is longer than the limit.
@@ -149,8 +152,10 @@ def row_features(
         return RowFeatures(nothing, nothing)
     limit = live.limit(max_length)
     encoded, _ = encode_all(rows, live.base.tokenizer, live.fmt, limit)
-    whole = [replace(row, prompt_length=len(row)) for row in encoded]
-    prompts, both = (
-        TrunkCache(live.base, part, folder=live.scratch).features for part in (encoded, whole)
-    )
-    return RowFeatures(prompts, both)
+    return features_of(live.base, encoded, live.scratch)
+
+
+def features_of(base: Base, rows: Sequence[Encoded], scratch: Path | None = None) -> RowFeatures:
+    """`row_features` of encoded rows; `scratch` as of `TrunkCache`."""
+    whole = [replace(row, prompt_length=len(row)) for row in rows]
+    return RowFeatures(*(TrunkCache(base, part, folder=scratch).features for part in (rows, whole)))

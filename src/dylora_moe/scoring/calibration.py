@@ -39,16 +39,37 @@ def expected_calibration_error(
     Raises:
         ValueError: no rows, no bins, rows that are no probabilities, a truth that is no column.
     """
+    table, right = _checked(probabilities, truths)
+    return calibration_error(table.max(axis=1), table.argmax(axis=1) == right, bins=bins)
+
+
+def calibration_error(confidences: ArrayLike, hits: ArrayLike, *, bins: int = 15) -> float:
+    """`expected_calibration_error` where of each row only its largest probability is known.
+
+    Args:
+        confidences: of each row, the largest probability.
+        hits: of each row, whether it is right.
+        bins: how many; at most as many as there are rows are filled.
+
+    Raises:
+        ValueError: no rows, no bins, a confidence that is no probability, or vectors of two sizes.
+    """
     if bins < 1:
         raise ValueError(f"{bins} bins; use at least 1")
-    table, right = _checked(probabilities, truths)
-    confidence = table.max(axis=1)
-    hit = (table.argmax(axis=1) == right).astype(np.float64)
+    confidence = np.asarray(confidences, dtype=np.float64)
+    hit = np.asarray(hits, dtype=np.float64)
+    if confidence.ndim != 1 or confidence.size == 0 or hit.shape != confidence.shape:
+        raise ValueError(
+            f"confidences are [rows] with a hit a row, found {confidence.shape} and {hit.shape}"
+        )
+    # Written so that NaN is refused too.
+    if not np.all((confidence >= 0) & (confidence <= 1 + _SUM)):
+        raise ValueError("every confidence must be a number of 0 to 1")
     _, run, sizes = np.unique(confidence, return_inverse=True, return_counts=True)
     begins = np.cumsum(sizes) - sizes
-    place = (begins * bins // len(table))[run.reshape(-1)]
+    place = (begins * bins // len(hit))[run.reshape(-1)]
     gaps = np.bincount(place, weights=hit - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(table))
+    return float(np.abs(gaps).sum() / len(hit))
 
 
 def brier_score(probabilities: ArrayLike, truths: Sequence[int]) -> float:

@@ -1,14 +1,16 @@
 """Rows of several skills, unlabelled and mixed: which of them belong together.
 
-Knows feature vectors of whole rows, answers included; knows no skills, no gate and no text. What a
+Knows feature vectors of whole rows, prompt and answer; knows no skills, no gate and no text. What a
 row asks for is seen in its answer as much as in its prompt: by prompts alone near neighbours cannot
-be taken apart without a name (`snips` and `clinc150`: one cluster of both, purity 0.83 over six
-skills), by whole rows they can (0.99 and better from 32 rows a skill; docs/lab-log.md).
+be taken apart without a name, by whole rows they can. By answers alone a classifier's rows would
+fall apart into its labels (docs/lab-log.md).
 
 Rows are compared by the cosine as seen from what is foreign, the prompts that the base writes by
 itself: a fixed place, so that rows of one skill alone are one cluster and need no other beside it.
-Clusters are joined while the mean of all cosines between them is high enough (average linkage:
-Sokal and Michener 1958), so nobody has to say how many there are.
+Skills are not equally tight, so a cosine counts in units of what the two rows have with their own
+nearest ones (local scaling: Zelnik-Manor and Perona 2004, "Self-tuning spectral clustering", eq.
+3). Clusters are joined while the mean of all such likenesses between them is high enough (average
+linkage: Sokal and Michener 1958), so nobody has to say how many there are.
 """
 
 from __future__ import annotations
@@ -22,9 +24,15 @@ from dylora_moe.errors import ConfigError
 from dylora_moe.foundation.statistics import FeatureStatistics, double
 from dylora_moe.skills.screening import Screened
 
-ALIKE = 0.3
-"""Mean cosine from which on two clusters are one. Measured: rows of one real skill 0.36 to 0.89,
-rows of two 0.26 at most; any bound from 0.28 to 0.34 finds eight of eight."""
+ALIKE = 0.5
+"""Mean likeness from which on two clusters are one. Measured on sets of one to eight real
+skills, 24 to 128 rows of each: any bound from 0.45 to 0.6 finds exactly the skills there are."""
+
+NEAREST = 8
+"""Rows whose cosines are a row's unit."""
+
+SPARSEST = 0.3
+"""The least such unit: rows that are like none must not seem like each other."""
 
 MOST_ROWS = 4096
 """Rows that are clustered at a time: their table of distances takes 64 MiB."""
@@ -40,25 +48,27 @@ def clusters(
     Args:
         rows: features over whole rows, prompt and answer.
         foreign: statistics of what belongs to no skill.
-        alike: mean cosine from which on two clusters are one, in (-1, 1).
+        alike: mean likeness from which on two clusters are one, in (0, 1).
 
     Raises:
-        ConfigError: more rows than are clustered at a time, or no such cosine.
+        ConfigError: more rows than are clustered at a time, or no such likeness.
     """
     # The one import of scikit-learn: it takes a second, and only mixed traffic needs it.
     from sklearn.cluster import AgglomerativeClustering
 
-    if len(rows) > MOST_ROWS or not -1 < alike < 1:
+    if len(rows) > MOST_ROWS or not 0 < alike < 1:
         raise ConfigError(
-            f"{len(rows)} rows at a cosine of {alike} cannot be clustered; give at most "
-            f"{MOST_ROWS} at a time, and a cosine between -1 and 1"
+            f"{len(rows)} rows at a likeness of {alike} cannot be clustered; give at most "
+            f"{MOST_ROWS} at a time, and a likeness between 0 and 1"
         )
     if len(rows) < 2:
         return torch.zeros(len(rows), dtype=torch.int64)
     variance = foreign.deviations / max(1, foreign.count - 1)
     spread = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
     points = normalize(((double(rows) - foreign.mean) / spread).float(), dim=-1)
-    distances = (1 - points @ points.T).clamp_min(0).fill_diagonal_(0)
+    cosines = (points @ points.T).fill_diagonal_(-1)
+    unit = cosines.topk(min(NEAREST, len(rows) - 1), 1).values.mean(1).clamp_min(SPARSEST).sqrt()
+    distances = (1 - cosines / unit / unit[:, None]).clamp_min(0).fill_diagonal_(0)
     model = AgglomerativeClustering(
         n_clusters=None, metric="precomputed", linkage="average", distance_threshold=1 - alike
     )

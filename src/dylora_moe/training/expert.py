@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from dylora_moe.errors import TrainingError
+from dylora_moe.foundation.tensor_bytes import to_bytes
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.ports import CHECKPOINTS, Reporter
 from dylora_moe.training.callbacks import OnProgress
@@ -178,12 +179,17 @@ def _identity(model: DyLoRAMoE, task: Task, phases: Sequence[Phase], seed: int) 
         ],
         "seed": seed,
     }
-    # Only where there is any: a run that was begun before they were known goes on.
+    facts["passes"] = "tokens"  # A checkpoint that counts its passes in rows is of another kind.
     if task.beside:
-        facts["beside"] = task.beside
+        facts["beside"] = {name: _weights(model, name) for name in task.beside}
     if task.penalty is not None:
         facts["penalty"] = task.penalty.name
     return _hash(json.dumps(facts, sort_keys=True))
+
+
+def _weights(model: DyLoRAMoE, expert_id: str) -> str:
+    """Hash of an expert's matrices."""
+    return hashlib.sha256(to_bytes(model.experts.state(expert_id), {})).hexdigest()
 
 
 def _hash(text: str) -> str:

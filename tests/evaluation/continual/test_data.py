@@ -69,8 +69,34 @@ def test_prompts_out_of_scope_come_along_where_a_skill_has_them(folder: Path) ->
     text = '{"prompt": "who won"}\n{"prompt": "sing"}\n'
     (folder / "hats" / "out_of_scope.jsonl").write_text(text)
     by_name = {skill.name: skill for skill in read_skills(folder, train=2, test=2)}
-    assert by_name["hats"].out_of_scope == ("who won", "sing")
+    assert sorted(by_name["hats"].out_of_scope) == ["sing", "who won"]
     assert by_name["sums"].out_of_scope == ()
+
+
+def test_the_seed_picks_the_prompts_out_of_scope(folder: Path) -> None:
+    lines = [f'{{"prompt": "stranger {n}"}}' for n in range(40)]
+    path = folder / "hats" / "out_of_scope.jsonl"
+    picked = []
+    for seed, order in ((0, lines), (0, lines[::-1]), (1, lines)):
+        path.write_text("\n".join(order))
+        (hats,) = read_skills(folder, train=2, test=2, seed=seed, names=["hats"], at_least=1)
+        picked.append(hats.out_of_scope)
+    assert picked[0] == picked[1] != picked[2]
+    assert sorted(picked[0]) == sorted(picked[2])
+    assert set(picked[0][:10]) != set(picked[2][:10])
+
+
+def test_a_row_that_comes_twice_in_a_file_counts_once(folder: Path) -> None:
+    train = rows_of("sums", 6)
+    write_rows(folder / "sums" / "train.jsonl", [*train, *train[:3]])
+    # A row's answer may be scored otherwise the second time: it is the same row still.
+    path = folder / "sums" / "train.jsonl"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines, lines[0].replace("{", '{"check": "f1", ', 1)]))
+    (skill,) = read_skills(folder, train=6, test=1, names=["sums"], at_least=1)
+    assert sorted(row.key for row in skill.train) == sorted(row.key for row in train)
+    with pytest.raises(DataError, match="6 rows that can be used, 7 wanted"):
+        read_skills(folder, train=7, test=1, names=["sums"], at_least=1)
 
 
 def test_what_is_missing_is_named(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -55,9 +56,12 @@ def short(one: GoalRow) -> bool:
     """Whether the end of the interval nearest to failing is short of the must."""
     if one.must is None or one.value is None:
         return False
-    if one.direction == "at most":
-        return (one.value if one.high is None else one.high) > one.must
-    return (one.value if one.low is None else one.low) < one.must
+    near = one.high if one.direction == "at most" else one.low
+    if not one.interval:
+        near = one.value
+    if near is None:
+        return True
+    return near > one.must if one.direction == "at most" else near < one.must
 
 
 def test_a_perfect_learner_reaches_every_must_and_every_claim_is_there() -> None:
@@ -89,6 +93,29 @@ def test_too_many_experts_are_told_by_their_number() -> None:
     assert row(found, "minus true skills, hard").value == 2
     assert short(row(found, "minus true skills, hard"))
     assert short(row(found, "returns"))
+
+
+def test_too_few_experts_are_as_wrong_as_too_many_and_seeds_do_not_make_up_for_each_other() -> None:
+    few = row(told([ours(grown=1)]), "minus true skills, hard")
+    assert (few.value, few.note) == (2, "2 too few")
+    assert short(few)
+    both = row(told([ours(grown=4), replace(ours(grown=1), seed=1)]), "minus true skills, hard")
+    assert (both.value, both.note) == (2, "2 too few")
+    assert row(told([ours(grown=4)]), "minus true skills, hard").note == "1 too many"
+    assert row(told([ours()]), "minus true skills, hard").note == ""
+
+
+def test_an_interval_with_one_infinite_end_keeps_the_other() -> None:
+    rare = {skill: [1.0] + [0.0] * 39 for skill in SKILLS}
+    seldom = {SKILLS[0]: rare[SKILLS[0]]}
+    mine = result([("sums", rows({"sums": [1.0] * 40}, routed=HOME))], experts_grown=1)
+    found = row(told([mine, at_once(seldom, arm="oracle-bank")]), "hard switches, no ids / bank")
+    assert found.interval
+    assert found.low is not None
+    assert found.low >= 10
+    assert found.high is None
+    assert "open end" in found.note
+    assert not short(found)
 
 
 def test_a_claim_whose_arms_did_not_run_is_left_out_and_named() -> None:

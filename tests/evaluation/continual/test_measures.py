@@ -135,6 +135,8 @@ def test_the_calibration_error_is_the_gap_between_share_and_confidence() -> None
     assert calibration_error([ROUTED]) == pytest.approx(0.125)
     unsure = at_once({"sums": [1] * 10}, routed={"sums": ["sums"] + ["hats"] * 9}, confidence=0.1)
     assert calibration_error([unsure]) == pytest.approx(0.0)
+    nearly = at_once({"sums": [1]}, routed={"sums": ["sums"]}, confidence=1e-6)
+    assert calibration_error([nearly]) == pytest.approx(1 - 1e-6, abs=1e-9)
 
 
 def with_borders(detected: list[int], true: list[int] | None = None) -> ArmResult:

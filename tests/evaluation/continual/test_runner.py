@@ -287,3 +287,27 @@ def test_what_a_person_names_is_run_and_nothing_else() -> None:
 def test_what_there_is_not_is_named(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         chosen(**options)
+
+
+def test_how_an_answer_is_scored_decides_a_result_too(plan: Plan) -> None:
+    first, second = arms(), arms()
+    run(plan, known(first))
+    path = plan.data / "hats" / "test.jsonl"
+    path.write_text(path.read_text().replace("{", '{"check": "number", '))
+    run(plan, known(second))
+    assert ran(second) == ran(first)
+
+
+def test_rows_to_validate_on_decide_a_result_by_what_is_in_their_file(plan: Plan) -> None:
+    sets = plan.data / "other.jsonl"
+    sets.write_text("one")
+    named = replace(plan, learn=LearnSettings(evaluation={"other": sets}))
+    first, second, third = arms(), arms(), arms()
+    run(named, known(first))
+    moved = sets.rename(plan.data / "moved.jsonl")
+    named = replace(plan, learn=LearnSettings(evaluation={"other": moved}))
+    run(named, known(second))
+    assert ran(second) == []
+    moved.write_text("two")
+    run(named, known(third))
+    assert ran(third) == ran(first)

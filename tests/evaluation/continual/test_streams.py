@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dylora_moe.errors import DataError
+from dylora_moe.evaluation.continual.presets import PRESETS
 from dylora_moe.evaluation.continual.streams import STREAMS, Stream, blurred, hard, mixed, returning
 from tests.evaluation.continual.made_up import NAMES, rows_of, skills_of
 
@@ -49,8 +50,9 @@ def test_every_row_comes_once_with_its_own_skill_and_key(
     assert tuple(row.key for row in seen) == stream.truth.keys
     assert tuple(row.prompt.split()[0] for row in seen) == stream.truth.skills
     assert all(stream.truth.skill_of[row.key] == row.prompt.split()[0] for row in seen)
-    assert {len(one) for one in stream.batches[:-1]} <= {batch}
-    assert 0 < len(stream.batches[-1]) <= batch
+    ends = {stream.batch_of(row - 1) for row in (*stream.truth.returns, rows * visits)}
+    assert {len(b) for n, b in enumerate(stream.batches) if n not in ends} <= {batch}
+    assert all(0 < len(stream.batches[n]) <= batch for n in ends)
     for skill in NAMES[:count]:
         assert stream.truth.skills.count(skill) % rows == 0
 
@@ -93,7 +95,7 @@ def test_the_borders_of_hard_switches_are_where_the_skill_changes(
     assert [visit.skill for visit in stream.truth.visits] == list(NAMES[:count])
     for border in stream.truth.borders:
         place = stream.batch_of(border)
-        row = stream.batches[place][border - place * len(stream.batches[0])]
+        row = stream.batches[place][border - stream.starts[place]]
         assert row.key == stream.truth.keys[border]
     assert set(stream.border_batches) == {stream.batch_of(b) for b in stream.truth.borders}
 
@@ -119,9 +121,41 @@ def test_a_skill_that_returns_brings_other_rows_behind_a_border_of_its_own(
     assert not before & set(stream.truth.keys[last.start : last.stop])
 
 
-def test_what_comes_before_a_return_is_the_stream_of_hard_switches() -> None:
-    there, back = (make(skills_of(3), rows=10, batch=1) for make in (hard, returning))
-    assert back.batches[:30] == there.batches
+@LAW
+@given(count=SKILLS, rows=ROWS, batch=BATCH, seed=SEED)
+def test_what_comes_before_a_return_is_the_stream_of_hard_switches_batch_by_batch(
+    count: int, rows: int, batch: int, seed: int
+) -> None:
+    there, back = (
+        make(skills_of(count), rows=rows, batch=batch, seed=seed) for make in (hard, returning)
+    )
+    begun = back.batch_of(back.truth.returns[0])
+    assert back.batches[:begun] == there.batches
+    assert back.starts[begun] == back.truth.returns[0]
+    rest = sum(back.batches[begun:], ())
+    assert [back.truth.skill_of[row.key] for row in rest] == [NAMES[0]] * rows
+
+
+@KINDS
+@LAW
+@given(count=SKILLS, rows=ROWS, batch=BATCH)
+def test_every_row_is_in_the_batch_that_is_said(
+    kind: str, count: int, rows: int, batch: int
+) -> None:
+    stream = STREAMS[kind](skills_of(count), rows=rows, batch=batch)
+    places = [n for n, one in enumerate(stream.batches) for _ in one]
+    assert [stream.batch_of(row) for row in range(len(stream.truth.keys))] == places
+
+
+@pytest.mark.parametrize("name", sorted(PRESETS))
+def test_the_batches_of_a_preset_tell_no_switch(name: str) -> None:
+    preset = PRESETS[name]
+    count = min(3, len(preset.skills))
+    for kind in ("hard", "blurred"):
+        skills = skills_of(count, 2 * preset.rows)
+        stream = STREAMS[kind](skills, rows=preset.rows, batch=preset.batch)
+        inside = [border not in stream.starts for border in stream.truth.borders]
+        assert all(inside), (name, kind)
 
 
 @LAW

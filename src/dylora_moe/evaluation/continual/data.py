@@ -27,7 +27,8 @@ class SkillRows:
         name: of the skill; its folder's.
         train: rows to learn.
         test: rows to score; no prompt of theirs is in `train`.
-        out_of_scope: prompts that look like the skill's and are not; may be empty.
+        out_of_scope: prompts that look like the skill's and are not, in the seed's order; may be
+            empty.
     """
 
     name: str
@@ -48,8 +49,8 @@ def read_skills(
     """Reads `train` and `test` rows of each skill.
 
     A row's place is decided by the seed and its content, so the pick is the same in any order of
-    the file, and fewer rows are the first of more. A training row whose prompt is in the test file
-    is never picked, however many test rows are asked for.
+    the file, and fewer rows are the first of more; a row that comes twice counts once. A training
+    row whose prompt is in the test file is never picked, however many test rows are asked for.
 
     Args:
         folder: with a folder for each skill.
@@ -98,8 +99,13 @@ def _read(folder: Path, train: int, test: int, seed: int) -> SkillRows:
         folder.name,
         _pick(trains, train, seed, folder / _TRAIN),
         _pick(tests, test, seed, folder / _TEST),
-        tuple(read_prompts(strangers)) if strangers.exists() else (),
+        tuple(_shuffled(read_prompts(strangers), seed)) if strangers.exists() else (),
     )
+
+
+def _shuffled(prompts: Iterable[str], seed: int) -> list[str]:
+    """As rows are, by the seed and their content: the first of them are a fair sample."""
+    return sorted(prompts, key=lambda prompt: hashlib.sha256(f"{seed}:{prompt}".encode()).digest())
 
 
 def _asked(row: Example) -> tuple[Turn, ...]:

@@ -39,7 +39,7 @@ _NAME = "detectors"
 _ROWS = 128
 """Of each skill, to find the pair that is nearest."""
 MOST_OUT_OF_SCOPE = 500
-"""Prompts beside a skill that are scored, the first of its file."""
+"""Prompts beside a skill that are scored, picked by the seed."""
 
 
 @dataclass(frozen=True)

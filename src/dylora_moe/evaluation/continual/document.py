@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from dylora_moe.evaluation.continual.checks import Check, checks
 from dylora_moe.evaluation.continual.detecting import Detected
 from dylora_moe.evaluation.continual.goals import Evidence, GoalRow, Table, table
 from dylora_moe.evaluation.continual.measures import ArmFigures, figures
@@ -40,6 +41,7 @@ class Document:
         grown: experts over each stream, for the drawing.
         novelty: what the novelty detectors gave.
         neighbours: groups of skills that are near each other.
+        checks: of the bench itself.
         seconds: of all arms together.
     """
 
@@ -50,6 +52,7 @@ class Document:
     grown: Mapping[str, Mapping[str, Any]]
     novelty: Detected
     neighbours: tuple[tuple[str, ...], ...]
+    checks: tuple[Check, ...]
     seconds: float
 
 
@@ -91,6 +94,7 @@ def document(
         },
         novelty=novelty or Detected(),
         neighbours=near,
+        checks=checks(found),
         seconds=sum(one.seconds for one in results if "read_off" not in one.details),
     )
 
@@ -134,9 +138,9 @@ def to_json(found: Document) -> str:
         "versions": {name: version(name) for name in _LIBRARIES},
         "settings": asdict(preset),
         "neighbours": list(found.neighbours),
-        "rows": [asdict(row) for row in found.table.rows],
+        "rows": [asdict(row) for row in (*found.table.rows, *found.table.absent)],
         "missing": list(found.table.missing),
-        "checks": [],
+        "checks": [asdict(one) for one in found.checks],
         "arms": [asdict(one) for one in found.figures],
         "grown": found.grown,
         "detectors": list(found.novelty.replayed),
@@ -159,6 +163,8 @@ def to_markdown(found: Document, drawn: Sequence[str]) -> str:
             [_claim(row) for row in found.table.rows],
         ),
     ]
+    wrong = [f"**Wrong**: {escape(one.what)}" for one in found.checks if not one.holds]
+    parts += ["\n\n".join(wrong)] * bool(wrong)
     if found.table.missing:
         parts.append("Not in this run: " + "; ".join(escape(one) for one in found.table.missing))
     for stream in dict.fromkeys(one.stream for one in found.figures):
@@ -214,11 +220,10 @@ def _growth(result: ArmResult) -> dict[str, Any]:
 
 def _claim(row: GoalRow) -> tuple[str, ...]:
     sign = "≤" if row.direction == "at most" else "≥"
-    ends = MISSING if row.low is None or row.high is None else f"{row.low:.3g} to {row.high:.3g}"
     return (
         escape(row.measure) + (f" ({escape(row.note)})" if row.note else ""),
         MISSING if row.value is None else f"{row.value:.3g}",
-        ends if row.interval else MISSING,
+        row.between or MISSING,
         MISSING if row.must is None else f"{sign} {row.must:g}",
         MISSING if row.aim is None else f"{sign} {row.aim:g}",
     )

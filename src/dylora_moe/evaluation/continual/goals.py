@@ -25,7 +25,8 @@ OURS, ORACLE, MULTI, ORTHOGONAL, BASE = "ours", "oracle-bank", "multi-task", "o-
 @dataclass(frozen=True, slots=True)
 class GoalRow:
     """A row of the scoreboard; `interval` says that low and high are an interval, whose end nearest
-    to failing decides the must."""
+    to failing decides the must. None is an end that is infinite: at the near one, the must fails.
+    """
 
     measure: str
     value: float | None
@@ -36,6 +37,13 @@ class GoalRow:
     high: float | None = None
     note: str = ""
     interval: bool = True
+
+    @property
+    def between(self) -> str:
+        """Both ends of the interval in words; nothing where there is none."""
+        low = "-∞" if self.low is None else f"{self.low:.3g}"
+        high = "∞" if self.high is None else f"{self.high:.3g}"
+        return f"{low} to {high}" if self.interval else ""
 
 
 @dataclass(frozen=True)
@@ -55,16 +63,24 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Table:
-    """The rows there are, and the measures of those whose arms did not run, with what they lack."""
+    """The rows there are, and the measures of those whose arms did not run, with what they lack.
+
+    Attributes:
+        rows: with a value each.
+        missing: a line for each claim without one.
+        absent: the same claims as rows without a value: a scoreboard has to show them too.
+    """
 
     rows: tuple[GoalRow, ...]
     missing: tuple[str, ...]
+    absent: tuple[GoalRow, ...] = ()
 
 
 def table(evidence: Evidence) -> Table:
     """Every claim, on streams without templates first, then with."""
     rows: list[GoalRow] = []
     missing: list[str] = []
+    absent: list[GoalRow] = []
     templated = any(stream.endswith(TEMPLATED) for stream, _ in evidence.results)
     plain = any(not stream.endswith(TEMPLATED) for stream, _ in evidence.results)
     for end in [""] * (plain or not templated) + [TEMPLATED] * templated:
@@ -73,9 +89,11 @@ def table(evidence: Evidence) -> Table:
             found = claim.read(evidence, end)
             if isinstance(found, str):
                 missing.append(f"{measure} ({found})")
+                goals = claim.direction, claim.must, claim.aim
+                absent.append(GoalRow(measure, None, *goals, note=found, interval=False))
             else:
-                rows.append(_row(claim, measure, found))
-    return Table(tuple(rows), tuple(missing))
+                rows.append(_row(claim, measure, found, claim.note(evidence, end)))
+    return Table(tuple(rows), tuple(missing), tuple(absent))
 
 
 _Read = Callable[[Evidence, str], Interval | str]
@@ -89,23 +107,27 @@ class _Claim:
     direction: Direction
     must: float | None
     aim: float | None
+    note: Callable[[Evidence, str], str] = lambda _evidence, _end: ""
 
 
-def _row(claim: _Claim, measure: str, found: Interval) -> GoalRow:
-    ends = [found.low, found.high]
-    known = all(math.isfinite(end) for end in ends)
-    spread = known and found.low != found.high
+def _row(claim: _Claim, measure: str, found: Interval, note: str) -> GoalRow:
+    low, high = _finite(found.low), _finite(found.high)
+    open_end = "the interval has an open end: few rows are right" if None in (low, high) else ""
     return GoalRow(
         measure,
         round(found.value, 6),
         claim.direction,
         claim.must,
         claim.aim,
-        round(found.low, 6) if known else None,
-        round(found.high, 6) if known else None,
-        "" if known else "the interval is not bounded: too few rows are right",
-        interval=spread,
+        low,
+        high,
+        "; ".join(one for one in (note, open_end) if one),
+        interval=found.low != found.high,
     )
+
+
+def _finite(end: float) -> float | None:
+    return round(end, 6) if math.isfinite(end) else None
 
 
 def _ratio(stream: str, other: str, fallback: str = "") -> _Read:
@@ -182,7 +204,18 @@ def _screened(what: str) -> _Read:
 
 
 def _grown(figures: ArmFigures) -> float | None:
-    return None if figures.experts is None else figures.experts - figures.skills
+    """Too few experts are as wrong as too many, and seeds must not make up for each other."""
+    return None if figures.experts_off is None else float(abs(figures.experts_off))
+
+
+def _side(stream: str) -> Callable[[Evidence, str], str]:
+    """On which side of the truth the number of experts is."""
+
+    def note(evidence: Evidence, end: str) -> str:
+        off = evidence.figures[stream + end, OURS].experts_off
+        return f"{abs(off)} too {'many' if off > 0 else 'few'}" if off else ""
+
+    return note
 
 
 def _scaled(found: Interval, scale: float) -> Interval:
@@ -202,11 +235,11 @@ _CLAIMS = (
            _figure("hard", "backward transfer", lambda f: f.backward_transfer, 100),
            "at least", -1.0, 0.0),
     _Claim("experts grown minus true skills, hard switches",
-           _figure("hard", "number of experts", _grown), "at most", 1, 0),
+           _figure("hard", "number of experts", _grown), "at most", 1, 0, _side("hard")),
     _Claim("experts grown minus true skills, blurred stream",
-           _figure("blurred", "number of experts", _grown), "at most", 1, 0),
+           _figure("blurred", "number of experts", _grown), "at most", 1, 0, _side("blurred")),
     _Claim("experts grown minus true skills, mixed traffic",
-           _figure("mixed", "number of experts", _grown), "at most", 1, 0),
+           _figure("mixed", "number of experts", _grown), "at most", 1, 0, _side("mixed")),
     _Claim("new experts for a skill that returns",
            _figure("returning", "skill that returns",
                    lambda f: None if f.new_for_returning is None else float(f.new_for_returning)),

@@ -7,7 +7,6 @@ Accuracies are macro averages, each skill counting the same.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,10 +22,10 @@ from dylora_moe.evaluation.continual.pairing import (
 )
 from dylora_moe.evaluation.continual.results import ArmResult, RowResult, Stage
 from dylora_moe.records import Interval
+from dylora_moe.scoring import calibration
 from dylora_moe.scoring import matrix as transfer
 from dylora_moe.scoring.bootstrap import Paired
 from dylora_moe.scoring.borders import BordersFound, match_borders
-from dylora_moe.scoring.calibration import expected_calibration_error
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,8 @@ class ArmFigures:
         routing: share of the rows whose largest weight is that of their skill's expert.
         routing_distinct, routing_near: of skills without and with a near neighbour.
         calibration_error: of the router's largest probability.
-        experts, skills: experts at the end, and true skills, means over seeds.
+        experts, skills: experts at the end, mean over seeds, and true skills.
+        experts_off: experts minus true skills, of the seed in which they differ most.
         new_for_returning: experts made when a skill returned, the most of all seeds.
         borders: what was found of them in the first seed's stream.
         parameters, parameters_in_use, trained_tokens, seconds: means over seeds.
@@ -70,6 +70,7 @@ class ArmFigures:
     calibration_error: float | None
     experts: float | None
     skills: int
+    experts_off: int | None
     new_for_returning: int | None
     borders: BordersFound | None
     parameters: float
@@ -122,6 +123,7 @@ def figures(
         calibration_error=calibration_error(results),
         experts=_known_mean(one.details.get("experts_grown") for one in results),
         skills=len(by_skill(first.last)),
+        experts_off=_furthest(_off(one) for one in results),
         new_for_returning=_most(one.details.get("new_for_returning") for one in results),
         borders=borders_found(first),
         parameters=mean([one.parameters for one in results]),
@@ -188,20 +190,13 @@ def routing_accuracy(
 
 
 def calibration_error(results: ArmResults) -> float | None:
-    """`scoring.calibration.expected_calibration_error` of the largest probability; None where
-    nothing is routed with one."""
+    """`scoring.calibration.calibration_error` of the largest probability; None where nothing is
+    routed with one."""
     rows = [row for one in results for row in one.last.rows if row.confidence is not None]
     if not rows:
         return None
-    table, truths = [], []
-    # Only the largest probability is kept. The rest is spread so thin that none of it is larger.
-    for row in rows:
-        sure = min(max(row.confidence or 0.0, 1e-6), 1.0)
-        table.append((sure, 1.0 - sure))
-        truths.append(int(row.expert != row.skill))
-    parts = max(math.ceil((1 - sure) / sure) for sure, _ in table) + 1
-    spread = [[sure, *[rest / parts] * parts] for sure, rest in table]
-    return expected_calibration_error(spread, truths)
+    sure = [row.confidence or 0.0 for row in rows]
+    return calibration.calibration_error(sure, [row.expert == row.skill for row in rows])
 
 
 def borders_found(result: ArmResult) -> BordersFound | None:
@@ -249,6 +244,16 @@ def _forward(result: ArmResult, base: ArmResult | None) -> float | None:
 def _known_mean(values: Iterable[float | None]) -> float | None:
     known = [float(value) for value in values if value is not None]
     return mean(known) if known else None
+
+
+def _off(result: ArmResult) -> int | None:
+    grown: int | None = result.details.get("experts_grown")
+    return None if grown is None else grown - len(by_skill(result.last))
+
+
+def _furthest(values: Iterable[int | None]) -> int | None:
+    """The one furthest from zero on either side."""
+    return max((value for value in values if value is not None), key=abs, default=None)
 
 
 def _most(values: Iterable[int | None]) -> int | None:

@@ -35,7 +35,8 @@ class Preset:
         or_all: whether a folder that lacks one of them is taken whole; not where a person named
             them.
         rows: of a visit.
-        batch: rows that arrive together.
+        batch: rows that arrive together; no divisor of `rows`, or every switch would be between two
+            batches, and the cuts would tell a learner of it.
         test_rows: of each skill.
         arms: of each stream, in the order in which they run; `ours` first, since others get as many
             tokens as it took. A stream's name that ends with `TEMPLATED` has templates.
@@ -65,7 +66,7 @@ PRESETS: Mapping[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset(
-            name="cpu", skills=_SIX, rows=256, batch=128, test_rows=100,
+            name="cpu", skills=_SIX, rows=256, batch=96, test_rows=100,
             arms={
                 # Its first visits are those of `hard`, which is read off it.
                 "returning": ("ours",),
@@ -77,11 +78,11 @@ PRESETS: Mapping[str, Preset] = {
             },
         ),
         Preset(
-            name="gpu", skills=(*_SIX, "gsm8k"), rows=1000, batch=125, test_rows=500,
+            name="gpu", skills=(*_SIX, "gsm8k"), rows=1000, batch=120, test_rows=500,
             arms={"returning": _OURS, "hard": _ALL_ARMS, "blurred": _OURS},
         ),
         Preset(
-            name="full", skills=(*_SIX, "gsm8k"), rows=1000, batch=125, test_rows=500,
+            name="full", skills=(*_SIX, "gsm8k"), rows=1000, batch=120, test_rows=500,
             arms={
                 # On `hard` the pool does not learn anew, so no arm can begin with it there.
                 stream + templated: _ALL_ARMS if stream == "hard" else (*_OURS, *_ALL_ARMS[1:])

@@ -162,7 +162,7 @@ def _returned(stream: Stream, again: list[int]) -> int:
 
 
 def _borders(stream: Stream, placed: list[str], tolerance: int, early: int | None) -> Borders:
-    detected = [n for n in range(1, len(placed)) if placed[n] == placed[n - 1]]
+    detected = [n for n in range(1, len(placed)) if placed[n] != placed[n - 1]]
     if early is None:
         early = _mixed_batches(stream)
     found = match_borders(stream.border_batches, detected, tolerance=tolerance, early=early)

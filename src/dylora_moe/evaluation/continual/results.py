@@ -48,12 +48,12 @@ class RowResult:
 
 @dataclass(frozen=True)
 class Stage:
-    """All test rows after some visits.
+    """Test rows after some visits.
 
     Attributes:
         after: visits that were learned; 0 before anything.
         skill: the last visit's true skill; "" at 0 and where a stream has no visits.
-        rows: of all test skills, those not yet learned too.
+        rows: of the skills learned so far and of the next; of all test skills in the last stage.
     """
 
     after: int

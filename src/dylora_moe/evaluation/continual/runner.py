@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from dylora_moe import __version__
+from dylora_moe.config import LearnSettings
 from dylora_moe.errors import ConfigError
 from dylora_moe.evaluation.continual.arms.arm import Arm, Setting
 from dylora_moe.evaluation.continual.arms.ours import shortened
@@ -45,8 +46,8 @@ ARMS_FOLDER, WORK_FOLDER = "arms", "work"
 OURS = "ours"
 FMT = PromptFormat("plain")
 """How every arm writes prompts."""
-_AS_MANY_TOKENS = ("multi-task",)
-"""Arms that get as many tokens as ours took."""
+_UNTRAINED = (OURS, "base")
+"""Arms that do not ask how many tokens ours took; all others train on as many."""
 
 
 def run(
@@ -180,14 +181,14 @@ class Ground:
             "arm": job.arm,
             "stream": job.stream,
             "seed": job.seed,
-            "learn": self._plan.learn.model_dump(mode="json", exclude={"report_to", "seed"}),
-            "batches": [[row.key for row in batch] for batch in stream.batches],
-            "tests": [[one.name, *(row.key for row in one.test)] for one in material.skills],
+            "learn": _learning(self._plan.learn),
+            "batches": [[_whole(row) for row in batch] for batch in stream.batches],
+            "tests": [[one.name, *(_whole(row) for row in one.test)] for one in material.skills],
             "neutral": [row.key for row in material.neutral],
             "own": self._plan.own_prompts,
             "every_visit": self._plan.preset.every_visit,
         }
-        if job.arm in _AS_MANY_TOKENS:
+        if job.arm not in _UNTRAINED:
             facts["tokens"] = None if ours is None else ours.trained_tokens
         return self.mark(facts)
 
@@ -195,6 +196,23 @@ class Ground:
         """The hash of facts, the base and this version among them."""
         every = {"format": FORMAT, "version": __version__, "base": self._name, **facts}
         return hashlib.sha256(json.dumps(every, sort_keys=True).encode()).hexdigest()
+
+
+def _learning(learn: LearnSettings) -> dict[str, Any]:
+    """How the pool learns; rows to validate on by what is in their files, not by their names."""
+    facts: dict[str, Any] = learn.model_dump(mode="json", exclude={"report_to", "seed"})
+    facts["evaluation"] = {name: _content(path) for name, path in learn.evaluation.items()}
+    return facts
+
+
+def _content(path: Path) -> str | None:
+    """None where there is no such file, which whoever reads it says."""
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+
+
+def _whole(row: Example) -> list[Any]:
+    """A row with how its answer is scored, which is no part of its key."""
+    return [row.key, row.check, *row.tests]
 
 
 def _shortened(job: Job, found: Mapping[Job, ArmResult], stream: Stream) -> ArmResult | None:

@@ -8,8 +8,10 @@ begins) is for those who judge it. Knows rows of skills; nothing of files and no
 from __future__ import annotations
 
 import random
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 from dylora_moe.errors import DataError
 from dylora_moe.evaluation.continual.data import SkillRows
@@ -73,7 +75,9 @@ class Stream:
 
     Attributes:
         kind: its name in `STREAMS`.
-        batches: all of one size, but for a last one that may be smaller.
+        batches: all of one size, but that the last one may be smaller, and so may the last one
+            before a skill returns. Where visits are no multiple of it, batches hold rows of two
+            skills: a cut never tells a learner of a switch.
         truth: beside them.
     """
 
@@ -81,9 +85,14 @@ class Stream:
     batches: tuple[Batch, ...]
     truth: Truth
 
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The first row of each batch."""
+        return tuple(accumulate((len(batch) for batch in self.batches[:-1]), initial=0))
+
     def batch_of(self, row: int) -> int:
         """In which batch a row of the truth arrives, counted from 0."""
-        return row // len(self.batches[0])
+        return bisect_right(self.starts, row) - 1
 
     @property
     def border_batches(self) -> tuple[int, ...]:
@@ -151,6 +160,9 @@ def blurred(
 def returning(skills: Sequence[SkillRows], *, rows: int, batch: int, seed: int = 0) -> Stream:
     """As `hard`, and when all were there, the first skill comes back with other rows of it.
 
+    The batches are those of `hard`, then those of the return: it begins with a batch of its own, so
+    that a learner is after the very same batches where `hard` ends.
+
     Args:
         skills, rows, batch, seed: as `hard`; the first skill needs the rows of two visits.
 
@@ -158,7 +170,8 @@ def returning(skills: Sequence[SkillRows], *, rows: int, batch: int, seed: int =
         DataError: as `hard`.
     """
     order = [s.name for s in skills]
-    return _stream("returning", _visits(skills, [*order, *order[:1]], rows, seed), batch)
+    visits = _visits(skills, [*order, *order[:1]], rows, seed)
+    return _stream("returning", visits, batch, cut=rows * len(order))
 
 
 def mixed(skills: Sequence[SkillRows], *, rows: int, batch: int, seed: int = 0) -> Stream:
@@ -226,7 +239,11 @@ def _shuffled(skill: SkillRows, seed: int) -> list[_Owned]:
 
 
 def _stream(
-    kind: str, stretches: Sequence[Sequence[_Owned]], batch: int, placed: Sequence[_Owned] = ()
+    kind: str,
+    stretches: Sequence[Sequence[_Owned]],
+    batch: int,
+    placed: Sequence[_Owned] = (),
+    cut: int = 0,
 ) -> Stream:
     """Cuts rows into batches.
 
@@ -235,6 +252,7 @@ def _stream(
         stretches: rows of each visit, for the truth.
         batch: rows of each batch.
         placed: the rows as they come, where that is not the order of the stretches.
+        cut: a row before which a batch ends, full or not.
     """
     if batch < 1:
         raise DataError(f"{batch} rows a batch; ask for at least one")
@@ -247,8 +265,9 @@ def _stream(
     if len(set(keys)) < len(keys):
         raise DataError(f"a row comes twice in the stream {kind!r}; leave out what is repeated")
     examples = tuple(row.example for row in placed)
+    starts = [*range(0, cut, batch), *range(cut, len(examples), batch)]
     return Stream(
         kind,
-        tuple(examples[at : at + batch] for at in range(0, len(examples), batch)),
+        tuple(examples[at:end] for at, end in pairwise([*starts, len(examples)])),
         Truth(keys, tuple(row.skill for row in placed), tuple(visits)),
     )

@@ -24,11 +24,11 @@ def test_orthogonal_subspaces_cost_nothing() -> None:
     assert Orthogonality(earlier, adapter(EYE[4:])).value().item() == 0.0
 
 
-def test_what_overlaps_costs_the_sum_of_squared_products_of_all_earlier_ones() -> None:
+def test_what_overlaps_costs_the_sum_of_absolute_products_with_all_earlier_ones() -> None:
     earlier = [adapter(torch.randn(2, 6)), adapter(torch.randn(2, 6))]
     own = adapter(torch.randn(2, 6))
     by_hand = sum(
-        (one["x.lora_A.weight"] @ own["x.lora_A.weight"].T).square().sum().item() for one in earlier
+        (one["x.lora_A.weight"] @ own["x.lora_A.weight"].T).abs().sum().item() for one in earlier
     )
     found = Orthogonality(earlier, own, strength=0.25).value().item()
     assert found == pytest.approx(0.25 * by_hand, rel=1e-5)

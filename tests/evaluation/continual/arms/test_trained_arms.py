@@ -34,6 +34,7 @@ from tests.pools import LETTERS, rows
 
 __all__ = ["_no_waiting"]
 
+ALL = ("letters", "digits", "signs")
 SEQUENTIAL = ("sequential-lora", "sequential-replay", "ewc", "o-lora")
 
 
@@ -80,9 +81,10 @@ def test_one_adapter_trains_on_every_visit_s_rows_as_they_came(
         (2, "digits"),
         (3, "signs"),
     ]
-    everything = [(skill, row.key) for skill, row in given.test_rows]
-    for stage in result.stages:
-        assert [(row.skill, row.key) for row in stage.rows] == everything
+    # Those learned and the next; in the end all.
+    for stage, asked in zip(result.stages, (("letters", "digits"), ALL, ALL), strict=True):
+        wanted = [(skill, row.key) for skill, row in given.test_rows if skill in asked]
+        assert [(row.skill, row.key) for row in stage.rows] == wanted
 
 
 def test_the_test_rows_are_answered_at_the_end_alone_where_that_is_asked_for(
@@ -173,6 +175,19 @@ def test_multi_task_s_tokens_are_counted_as_ours_are(tmp_path: Path, factor: flo
     found = MultiTask().run(setting(tmp_path, "mixed", ours_tokens=wanted)).trained_tokens
     # An update is the least there is to add.
     assert abs(found - wanted) <= 4 * 20
+
+
+@pytest.mark.parametrize("name", ["sequential-lora", "o-lora", "oracle-bank"])
+def test_who_trains_skill_by_skill_takes_as_many_tokens_as_ours_and_never_fewer_epochs(
+    name: str, tmp_path: Path
+) -> None:
+    def tokens(folder: str, **given: Any) -> int:
+        return ARMS[name].run(setting(tmp_path / folder, every_visit=False, **given)).trained_tokens
+
+    once = tokens("once", epochs=1.0)
+    # An update a visit is the least there is to add.
+    assert abs(tokens("more", epochs=1.0, ours_tokens=2 * once) - 2 * once) <= 3 * 4 * 20
+    assert tokens("fewer", epochs=1.0, ours_tokens=once // 2) == once
 
 
 def test_every_arm_but_those_that_need_borders_runs_on_mixed_traffic() -> None:

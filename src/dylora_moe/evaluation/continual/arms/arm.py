@@ -45,7 +45,7 @@ class Setting:
         shared: of all arms, streams and seeds: what lies there is known by all that decided it.
         told: is told of each step in one line.
         own_prompts: how many the base writes by itself, which *no expert* is fitted on.
-        every_visit: answer the test rows after each visit, not at the end only.
+        every_visit: answer test rows after each visit, not at the end only.
         ours_tokens: `ArmResult.trained_tokens` of the arm `ours` on this stream, for arms that are
             to have as many; None where it did not run before.
         ours_folder: where the arm `ours` learned this very stream, for arms that begin with its
@@ -80,6 +80,22 @@ class Setting:
     def test_rows(self) -> tuple[tuple[str, Example], ...]:
         """Every test row with its skill's name, skill by skill."""
         return tuple((skill.name, row) for skill in self.skills for row in skill.test)
+
+    def asked_after(self, visit: int) -> tuple[int, ...]:
+        """Which of `test_rows` are answered after a visit, by index.
+
+        After the last one all; before it, the rows of the skills that were learned, which may be
+        forgotten, and of the next one, which shows what earlier ones did for it. Nothing else is in
+        any figure, and rows that nobody learned cost the most to answer.
+
+        Args:
+            visit: counted from 1.
+        """
+        order = [one.skill for one in self.stream.truth.visits]
+        if visit >= len(order):
+            return tuple(range(len(self.test_rows)))
+        known = set(order[: visit + 1]) if self.every_visit else set[str]()
+        return tuple(row for row, (skill, _) in enumerate(self.test_rows) if skill in known)
 
 
 class Arm(Protocol):

@@ -208,7 +208,7 @@ class Bank:
     def _trained(self, expert: str, rows: tuple[Example, ...], folder: Path) -> dict[str, Any]:
         setting, learner, start = self._setting, self.learner, time.perf_counter()
         learner.add(expert, setting.seed)
-        outcome = learner.train(expert, Lesson(rows, setting.seed, setting.epochs))
+        outcome = learner.train(expert, Lesson(rows, setting.seed, learner.epochs))
         facts = {
             "tokens": outcome.tokens,
             "seconds": time.perf_counter() - start,
@@ -244,7 +244,7 @@ class Bank:
             expert = setting.learn.expert
             facts |= {
                 "shape": [setting.rank, setting.alpha, expert.dropout, str(setting.targets)],
-                "phase": asdict(phase_of(setting, setting.epochs)),
+                "phase": asdict(phase_of(setting, self.learner.epochs)),
                 "validation": setting.learn.validation_fraction,
                 "seed": setting.seed,
             }

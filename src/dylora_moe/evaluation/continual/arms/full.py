@@ -13,7 +13,7 @@ import copy
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,7 @@ class FullSequential:
     def run(self, setting: Setting) -> ArmResult:
         """Trains all weights on visit after visit and answers the test rows after each."""
         learner = LoraLearner(setting)
+        setting = replace(setting, epochs=learner.epochs)
         base, visits, stages = learner.base, visits_of(setting.stream), []
         model, tokens = trainable(base), 0
         for visit in visits:
@@ -63,8 +64,9 @@ class FullSequential:
             setting.told(f"visit {visit.number}/{len(visits)}: training loss {loss:.3f}")
             # All that reads the weights from here on is read anew: trunk states, too.
             base.model.load_state_dict(model.state_dict())
-            if setting.every_visit or visit is visits[-1]:
-                stages.append(Stage(visit.number, visit.skill, _answered(learner, setting)))
+            if places := setting.asked_after(visit.number):
+                answered = _answered(learner, setting, places)
+                stages.append(Stage(visit.number, visit.skill, answered))
         return ArmResult(
             arm=self.name,
             stream=setting.stream.kind,
@@ -145,9 +147,11 @@ def trainable(base: Base) -> PreTrainedModel:
     return model.to(base.device)
 
 
-def _answered(learner: LoraLearner, setting: Setting) -> tuple[RowResult, ...]:
+def _answered(
+    learner: LoraLearner, setting: Setting, places: Sequence[int]
+) -> tuple[RowResult, ...]:
     asked = questions(learner.base, setting.fmt, setting.test_rows, setting.folder)
-    return answer_rows(learner.model, asked, _nobody(asked.rows))
+    return answer_rows(learner.model, asked, _nobody(asked.rows), only=places)
 
 
 def _nobody(rows: Rows) -> Gates:

@@ -29,6 +29,8 @@ class Arrived:
         skills: its rows by true skill.
         tokens: real tokens trained on, runs that were thrown away included.
         seconds: of learning.
+        parts: of mixed rows, each arrival that the pool made of them and that changed it, with its
+            action, expert and version; then the batch has no expert of its own.
     """
 
     batch: int
@@ -41,10 +43,18 @@ class Arrived:
     skills: Mapping[str, int]
     tokens: int
     seconds: float
+    parts: Sequence[Mapping[str, Any]] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return asdict(self)
+
+    @property
+    def made(self) -> tuple[str, ...]:
+        """Ids of the experts that were made of it."""
+        if self.parts:
+            return tuple(one["expert"] for one in self.parts if one["action"] == "created")
+        return (self.expert,) if self.action == "created" and self.expert else ()
 
     @property
     def most(self) -> str:
@@ -109,28 +119,80 @@ def arrived(
     )
 
 
+def sorted_out(
+    batch: int,
+    results: Sequence[LearnResult],
+    registry: Registry,
+    truth: Mapping[str, int],
+    tokens: int,
+    expert_of: Callable[[str], str],
+) -> Arrived:
+    """The record of a batch of mixed rows, of which the pool makes arrivals of its own.
+
+    What became of them is read off the pool's events since it sorted the batch: some may have been
+    learned by an earlier process.
+
+    Args:
+        batch, registry, truth, tokens, expert_of: as `arrived`.
+        results: of learning what was left of it; at least one.
+    """
+    parts, here = [], False
+    for event in registry.events():
+        if event.kind == "sorted":
+            here = event.numbers["traffic"] == name_of(batch)
+        elif here and event.kind == "promoted":
+            told = event.numbers
+            parts.append({
+                "arrival": told["arrival"],
+                "action": told["action"],
+                "expert": expert_of(told["expert"]),
+                "version": told["version"],
+            })  # fmt: skip
+    actions = [one["action"] for one in parts] or [str(result.action) for result in results]
+    return Arrived(
+        batch,
+        "mixed",
+        None,
+        None,
+        "created" if "created" in actions else actions[-1],
+        None,
+        None,
+        dict(truth),
+        tokens,
+        sum(result.seconds for result in results),
+        tuple(parts),
+    )
+
+
 def true_skills(stream: Stream) -> list[Counter[str]]:
     """The rows of each batch by true skill."""
     owner = stream.truth.skill_of
     return [Counter(owner[row.key] for row in batch) for batch in stream.batches]
 
 
-def new_for_returning(stream: Stream, told: Sequence[Arrived]) -> int | None:
-    """How many experts were made of batches of a visit to a skill that was there before; None
-    where none returns."""
+def new_for_returning(
+    stream: Stream, told: Sequence[Arrived], owners: Mapping[str, str]
+) -> int | None:
+    """How many experts were made for a skill since it came back; None where none returns.
+
+    An expert is for the skill of most of the rows that it is kept with: rows that waited may have
+    become one in a batch of others'.
+
+    Args:
+        stream: with the truth.
+        told: what became of each batch.
+        owners: true skill of each expert, by id; of one that is no longer there, that of most rows
+            of the batch it was made of.
+    """
     truth = stream.truth
     if not truth.returns:
         return None
-    back = {visit.start: visit for visit in truth.visits if visit.start in truth.returns}
-    return sum(
-        one.action == "created"
-        and any(
-            stream.batch_of(visit.start) <= one.batch <= stream.batch_of(visit.stop - 1)
-            and one.most == visit.skill
-            for visit in back.values()
-        )
-        for one in told
-    )
+    back: dict[str, int] = {}
+    for visit in truth.visits:
+        if visit.start in truth.returns:
+            back.setdefault(visit.skill, stream.batch_of(visit.start))
+    made = [(one.batch, owners.get(expert, one.most)) for one in told for expert in one.made]
+    return sum(batch >= back[skill] for batch, skill in made if skill in back)
 
 
 def borders(stream: Stream, told: Sequence[Arrived]) -> dict[str, Any] | None:
@@ -138,7 +200,8 @@ def borders(stream: Stream, told: Sequence[Arrived]) -> dict[str, Any] | None:
     which they match; None where the stream has none.
 
     A batch is a border where its verdict is *novel* or *covered*, or where it went to another
-    expert than the one before it that went to any.
+    expert than the one before it that went to any. A border within a batch may be seen only at the
+    next one, of which all rows are the new skill's.
     """
     if not stream.truth.borders:
         return None
@@ -151,11 +214,12 @@ def borders(stream: Stream, told: Sequence[Arrived]) -> dict[str, Any] | None:
     first = stream.truth.visits[0]
     rows, size = first.stop - first.start, len(stream.batches[0])
     mixed = -(-(rows // 4) // size) if stream.kind.startswith("blurred") and BLUR else 0
+    within = any(border not in stream.starts for border in stream.truth.borders)
     return {
         "true": list(stream.border_batches),
         "detected": detected,
-        # Before the next border comes.
-        "tolerance": max(0, rows // size - 1 - mixed),
+        # Before the next border comes, if that leaves time to see this one.
+        "tolerance": max(within, rows // size - 1 - mixed),
         "early": mixed,
     }
 

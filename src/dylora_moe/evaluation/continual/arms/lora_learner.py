@@ -2,7 +2,8 @@
 
 What the arms of the bench differ in is which rows an adapter sees, when, and who answers. All else
 is here, and is the pool's own: the blocks above the tap, rank, targets, optimizer, rate, rows of a
-step, epochs, the tap's cached states, `training.expert.train_expert`.
+step, the tap's cached states, `training.expert.train_expert`; and as many epochs as make the tokens
+that the pool took in all, which goes over some rows more often than others.
 
 Of the rows given, those that the pool would validate on (`text.split`, by each row's own hash)
 choose the epoch whose weights are kept, and the others train. The pool does the same with the same
@@ -32,6 +33,7 @@ from dylora_moe.records import Example
 from dylora_moe.routing.router import DynamicHybridRouter
 from dylora_moe.routing.routing import Routing
 from dylora_moe.text.split import validates
+from dylora_moe.text.template import encode_all
 from dylora_moe.training.expert import train_expert
 from dylora_moe.training.measure import answer_losses
 from dylora_moe.training.objective import Penalty
@@ -83,6 +85,18 @@ class LoraLearner:
         """The test rows."""
         setting = self._setting
         return questions(self.base, setting.fmt, setting.test_rows, setting.folder)
+
+    @cached_property
+    def epochs(self) -> float:
+        """Epochs over all rows of the stream that make as many tokens as this project's pool took
+        for it; the setting's where that is not known, and never fewer."""
+        setting = self._setting
+        if not setting.ours_tokens:
+            return setting.epochs
+        rows = [row for batch in setting.stream.batches for row in batch]
+        train, _ = sides(rows, setting.learn.validation_fraction)
+        found, _ = encode_all(train, self.base.tokenizer, setting.fmt, self.base.context_length)
+        return max(setting.epochs, round(setting.ours_tokens / sum(map(len, found)), 2))
 
     def encode(self, rows: Sequence[Example]) -> Rows:
         """Token ids and trunk states of rows."""

@@ -2,9 +2,9 @@
 
 Source: Wang et al. (2023), "Orthogonal Subspace Learning for Language Model Continual Learning"
 (arXiv 2310.14152), eq. 6 to 8: the earlier LoRAs are frozen and take part in the forward pass; the
-loss gets `lambda * sum over i < t of |A_i A_t^T|^2` (squares of all entries, over all layers),
-with lambda 0.5 as in the authors' scripts. At inference the deltas are added up, so that no id of a
-skill is needed. Borders between the visits are given.
+loss gets `lambda * sum over i < t of |A_i A_t^T|` (all entries, over all layers), with lambda 0.5,
+as the authors' code has it (their eq. 7 squares the entries). At inference the deltas are added up,
+so that no id of a skill is needed. Borders between the visits are given.
 """
 
 from __future__ import annotations
@@ -53,9 +53,10 @@ class Orthogonality:
         self._strength = strength
 
     def value(self) -> Tensor:
-        """Lambda times the sum of squares; zero where all are orthogonal."""
+        """Lambda times the sum of what every pair of rows has in common, in absolute value as the
+        authors' code takes it (the paper squares); zero where all are orthogonal."""
         parts = [
-            (self._earlier[name] @ matrix.t()).square().sum() for name, matrix in self._own.items()
+            (self._earlier[name] @ matrix.t()).abs().sum() for name, matrix in self._own.items()
         ]
         return self._strength * torch.stack(parts).sum()
 
@@ -77,15 +78,15 @@ class OLora:
         for visit in visits:
             own = f"expert_{visit.number}"
             learner.add(own, setting.seed + visit.number)
-            lesson = Lesson(visit.rows, setting.seed + visit.number, setting.epochs)
+            lesson = Lesson(visit.rows, setting.seed + visit.number, learner.epochs)
             penalty = self._penalty(learner, own, names)
             outcome = learner.train(own, lesson, beside=tuple(names), penalty=penalty)
             names.append(own)
             told.append({"skill": visit.skill, "loss": outcome.best_loss})
             setting.told(f"visit {visit.number}/{len(visits)}: loss {outcome.best_loss:.3f}")
-            if setting.every_visit or visit is visits[-1]:
+            if places := setting.asked_after(visit.number):
                 gates = Gates.all_of(names, len(learner.asked))
-                answered = answer_rows(learner.model, learner.asked, gates)
+                answered = answer_rows(learner.model, learner.asked, gates, only=places)
                 stages.append(Stage(visit.number, visit.skill, answered))
         return ArmResult(
             arm=self.name,

@@ -26,6 +26,7 @@ from dylora_moe.evaluation.continual.arms.journal import (
     borders,
     name_of,
     new_for_returning,
+    sorted_out,
     true_skills,
 )
 from dylora_moe.evaluation.continual.arms.routed import (
@@ -83,7 +84,7 @@ class _Learning:
         self._pool, self._setting = pool, setting
         self._told = [Arrived(**one) for one in _read(setting.folder / _TOLD)]
         self._tests = Asked(pool.live, setting.test_rows)
-        self._scored: Scored | None = None
+        self._facts: dict[int, Mapping[str, Any]] = {}
         kept = [_read(path) for path in sorted(setting.folder.glob("stage-*.json"))]
         self.earlier = sum(one.seconds for one in self._told) + sum(one["seconds"] for one in kept)
 
@@ -101,18 +102,16 @@ class _Learning:
     def result(self, stages: tuple[Stage, ...]) -> ArmResult:
         """All that is to be told of the arm, but for the time it took."""
         setting, live, told = self._setting, self._pool.live, self._told
-        owners = true_owners(live, setting.stream)
-        last = self._scored or self._tests.score(_names(owners))
-        none = {
-            row.key: share for (_, row), share in zip(setting.test_rows, last.none, strict=True)
-        }
+        last = stages[-1].after
+        if last not in self._facts:
+            names = _names(true_owners(live, setting.stream))
+            self._facts[last] = self._told_of(self._tests.score(names))
+        facts = self._facts[last]
         details = {
-            **growth(setting.stream, told),
+            **growth(setting.stream, told, facts["owners"]),
+            **facts["details"],
             "arrivals": [one.to_json() for one in told],
-            "experts": {live.ref(expert): dict(skills) for expert, skills in owners.items()},
-            "experts_grown": len(live.versions),
-            "waiting": sum(sum(o.skills.values()) for o in told if o.action == "waiting"),
-            "none": none,
+            "after": {str(after): found for after, found in self._facts.items()},
         }
         return ArmResult(
             arm="ours",
@@ -121,49 +120,77 @@ class _Learning:
             stages=stages,
             trained_tokens=sum(one.tokens for one in told),
             seconds=0.0,
-            parameters=sum(parameters_of(live, expert) for expert in live.versions),
-            parameters_in_use=last.in_use,
-            base_loss=neutral_loss(live, setting.neutral),
+            parameters=facts["parameters"],
+            parameters_in_use=facts["parameters_in_use"],
+            base_loss=facts["base_loss"],
             details=details,
         )
+
+    def _told_of(self, scored: Scored) -> dict[str, Any]:
+        """The pool as it is now, with its answers to all test rows, as JSON values."""
+        setting, live = self._setting, self._pool.live
+        owners = true_owners(live, setting.stream)
+        asked = zip(setting.test_rows, scored.none, strict=True)
+        return {
+            "parameters": sum(parameters_of(live, expert) for expert in live.versions),
+            "parameters_in_use": scored.in_use,
+            "base_loss": neutral_loss(live, setting.neutral),
+            "owners": _names(owners),
+            "details": {
+                "experts": {live.ref(expert): dict(rows) for expert, rows in owners.items()},
+                "experts_grown": len(live.versions),
+                "none": {row.key: share for (_, row), share in asked},
+            },
+        }
 
     def _learn(self, batch: int, rows: Sequence[Any], skills: Mapping[str, int]) -> None:
         setting, pool = self._setting, self._pool
         arrival = Arrival(name_of(batch), tuple(rows))
-        (result,) = pool.learn_arrivals([arrival], settings=setting.learn)
+        mixed = setting.stream.kind == "mixed"
+        results = pool.learn_arrivals([arrival], mixed=mixed, settings=setting.learn)
         tokens = _trained_tokens(pool) - sum(one.tokens for one in self._told)
 
         def expert_of(alias: str) -> str:
             return pool.live.version(alias).expert_id
 
-        self._told.append(arrived(batch, result, pool.registry, skills, tokens, expert_of))
-        self._scored = None
+        facts = pool.registry, skills, tokens, expert_of
+        self._told.append(
+            sorted_out(batch, results, *facts) if mixed else arrived(batch, results[0], *facts)
+        )
         write_whole(
             setting.folder / _TOLD, json.dumps([one.to_json() for one in self._told]) + "\n"
         )
         setting.told(
             f"batch {batch + 1}/{len(setting.stream.batches)}: {self._told[-1].verdict}, "
-            f"{self._told[-1].action}; {len(pool.live.versions)} experts; {result.seconds:.0f} s"
+            f"{self._told[-1].action}; {len(pool.live.versions)} experts; "
+            f"{self._told[-1].seconds:.0f} s"
         )
 
     def _stage(self, after: int, skill: str) -> Stage:
         path = self._setting.folder / f"stage-{after:03d}.json"
         kept = _read(path)
         if kept:
+            if kept.get("facts"):
+                self._facts[after] = kept["facts"]
             return Stage(after, skill, tuple(RowResult(**row) for row in kept["answered"]))
         start = time.perf_counter()
         owners = true_owners(self._pool.live, self._setting.stream)
-        self._scored = self._tests.score(_names(owners))
+        scored = self._tests.score(_names(owners), self._setting.asked_after(after))
+        # Where all rows were asked, a stream might have ended.
+        if len(scored.rows) == len(self._setting.test_rows):
+            self._facts[after] = self._told_of(scored)
         seconds = time.perf_counter() - start
         body = {
-            "answered": [asdict(row) for row in self._scored.rows],
+            "answered": [asdict(row) for row in scored.rows],
             "seconds": seconds,
-            "in_use": self._scored.in_use,
+            "facts": self._facts.get(after),
         }
         write_whole(path, json.dumps(body) + "\n")
-        accuracy = sum(row.score for row in self._scored.rows) / len(self._scored.rows)
-        self._setting.told(f"after visit {after}: {accuracy:.1%} of all test rows; {seconds:.0f} s")
-        return Stage(after, skill, self._scored.rows)
+        accuracy = sum(row.score for row in scored.rows) / len(scored.rows)
+        self._setting.told(
+            f"after visit {after}: {accuracy:.1%} of {len(scored.rows)} test rows; {seconds:.0f} s"
+        )
+        return Stage(after, skill, scored.rows)
 
 
 def stage_ends(stream: Stream, every_visit: bool) -> list[tuple[int, int, str]]:
@@ -189,17 +216,18 @@ def true_owners(live: LivePool, stream: Stream) -> dict[str, Counter[str]]:
     return found
 
 
-def growth(stream: Stream, told: Sequence[Arrived]) -> dict[str, Any]:
+def growth(stream: Stream, told: Sequence[Arrived], owners: Mapping[str, str]) -> dict[str, Any]:
     """What the verdicts say of a stream: experts made over it, for skills that returned, and
-    borders."""
+    borders; `owners` are the experts' true skills by id."""
     made = 0
     grown = []
     for one in told:
-        made += one.action == "created"
+        made += len(one.made)
         grown.append(made)
     return {
         "grown_after_batch": grown,
-        "new_for_returning": new_for_returning(stream, told),
+        "waiting": sum(sum(one.skills.values()) for one in told if one.action == "waiting"),
+        "new_for_returning": new_for_returning(stream, told, owners),
         "borders": borders(stream, told),
     }
 
@@ -217,25 +245,28 @@ def shortened(result: ArmResult, stream: Stream, name: str) -> ArmResult | None:
     told = [Arrived(**one) for one in result.details["arrivals"]][:count]
     stages = tuple(stage for stage in result.stages if stage.after <= visits)
     same = [dict(skills) for skills in true_skills(stream)] == [one.skills for one in told]
+    facts = result.details.get("after", {}).get(str(visits))
     if not same or not stages or stages[-1].after != visits or result.last is stages[-1]:
         return None
-    made = sum(one.action == "created" for one in told)
+    if facts is None:
+        return None
     share = sum(one.seconds for one in told) / max(
         1e-9, sum(one["seconds"] for one in result.details["arrivals"])
     )
-    size = result.parameters // max(1, result.details["experts_grown"])
     return replace(
         result,
         stream=name,
         stages=stages,
         trained_tokens=sum(one.tokens for one in told),
         seconds=result.seconds * share,
-        parameters=size * made,
+        parameters=facts["parameters"],
+        parameters_in_use=facts["parameters_in_use"],
+        base_loss=facts["base_loss"],
         details={
-            **result.details,
-            **growth(stream, told),
+            **growth(stream, told, facts["owners"]),
+            **facts["details"],
             "arrivals": [one.to_json() for one in told],
-            "experts_grown": made,
+            "after": {str(visits): facts},
             "read_off": result.stream,
         },
     )

@@ -25,7 +25,7 @@ class Scored:
     """The test rows at one stage.
 
     Attributes:
-        rows: in the order of the test rows.
+        rows: those asked for, in their order.
         none: the router's probability that a row is for no expert.
         in_use: parameters of the experts that answered a row, the mean.
     """
@@ -57,11 +57,12 @@ class Asked:
         self._questions: Questions | None = None
         self._known: dict[tuple[str, _Weights], RowResult] = {}
 
-    def score(self, owners: Mapping[str, str]) -> Scored:
-        """All rows as the pool answers them now.
+    def score(self, owners: Mapping[str, str], only: Sequence[int] | None = None) -> Scored:
+        """Rows as the pool answers them now.
 
         Args:
             owners: the true skill of each expert, by id.
+            only: these alone, by index; all where None.
         """
         live = self._live
         if self._questions is None:
@@ -70,18 +71,21 @@ class Asked:
             self._questions = Questions(skills, examples, live.encode(examples))
         routing = row_routing(live.model, self._questions.rows)
         weights = _weights(live, routing)
-        places = [(row.key, to) for row, to in zip(self._questions.examples, weights, strict=True)]
-        new = [row for row, place in enumerate(places) if place not in self._known]
+        chosen = list(range(len(weights)) if only is None else only)
+        places = [(self._questions.examples[row].key, weights[row]) for row in range(len(weights))]
+        new = [row for row in chosen if places[row] not in self._known]
         gates = None if live.model.passes.per_token else routing
         found = answer_rows(live.model, self._questions, gates, only=new)
         self._known.update(zip((places[row] for row in new), found, strict=True))
+        decided = decisions(routing, owners)
         rows = tuple(
-            replace(self._known[place], expert=expert, confidence=sure)
-            for place, (expert, sure) in zip(places, decisions(routing, owners), strict=True)
+            replace(self._known[places[row]], expert=decided[row][0], confidence=decided[row][1])
+            for row in chosen
         )
         sizes = {live.ref(name): parameters_of(live, name) for name in live.versions}
-        used = [sum(sizes[ref] for ref, _ in to) for to in weights]
-        none = tuple(round(share, 4) for share in routing.none.tolist())
+        used = [sum(sizes[ref] for ref, _ in weights[row]) for row in chosen]
+        shares = routing.none.tolist()
+        none = tuple(round(shares[row], 4) for row in chosen)
         return Scored(rows, none, sum(used) / len(used))
 
 

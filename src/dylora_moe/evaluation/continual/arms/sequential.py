@@ -100,14 +100,15 @@ class Sequential:
         losses: list[dict[str, Any]] = []
         for visit in visits:
             rows = (*visit.rows, *memory.rows())
-            lesson = Lesson(rows, setting.seed + visit.number, setting.epochs)
+            lesson = Lesson(rows, setting.seed + visit.number, learner.epochs)
             outcome = learner.train(ONE, lesson, penalty=memory.penalty())
             losses.append({"skill": visit.skill, "rows": len(rows), "loss": outcome.best_loss})
             if visit is not visits[-1]:
                 memory.keep(learner, visit)
             setting.told(f"visit {visit.number}/{len(visits)}: loss {outcome.best_loss:.3f}")
-            if setting.every_visit or visit is visits[-1]:
-                answered = answer_rows(learner.model, learner.asked, _one(len(learner.asked)))
+            if places := setting.asked_after(visit.number):
+                gates = _one(len(learner.asked))
+                answered = answer_rows(learner.model, learner.asked, gates, only=places)
                 stages.append(Stage(visit.number, visit.skill, answered))
         return ArmResult(
             arm=self.name,
