@@ -203,8 +203,8 @@ def document(data: Data, tables: Mapping[int, Any], lines: Sequence[Any]) -> str
         goals += [(i, f"beside {n}", None, 0.85) for n, i in found.out_of_scope.items()]
         for interval, what, must, aim in goals:
             measure = f"AUROC of the screen for single inputs {what}, {count} rows a skill"
-            ends = interval.value, "at least", must, aim, interval.low, interval.high
-            rows.append(Row(measure, *ends, "95% interval over test rows"))  # type: ignore[arg-type]
+            ends = interval.low, interval.high
+            rows.append(Row(measure, interval.value, "at least", must, aim, *ends, interval=True))
     body = {
         "benchmark": "screening",
         "title": "Single inputs of skills that were never learned",

@@ -50,7 +50,7 @@ def test_a_result_holds_rows_checks_rounds_and_what_it_was_made_on(tmp_path: Pat
     found = json.loads((tmp_path / "made_up.json").read_text("utf-8"))
     assert found["rows"] == [
         {"measure": "ours / PEFT", "value": 0.5, "direction": "at most", "must": 1.0, "aim": 0.5,
-         "low": 0.5, "high": 0.5, "note": ""}
+         "low": 0.5, "high": 0.5, "note": "", "interval": False}
     ]  # fmt: skip
     assert found["checks"][0]["holds"]
     assert found["rounds"] == [{"ours": {"seconds": [0.5, 0.5]}, "PEFT": {"seconds": [1.0, 1.0]}}]
