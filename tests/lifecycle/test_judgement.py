@@ -53,6 +53,15 @@ def test_a_base_no_worse_than_the_expert_at_home_makes_no_division_by_nought() -
     assert math.isfinite(found.high)
 
 
+def test_an_expert_of_a_hard_skill_does_not_do_well_on_easy_rows_that_the_base_does_better() -> (
+    None
+):
+    easy = losses(1.13, 0.2)
+    assert relative_loss(losses(1.19, 0.2), easy, own=2.39).low > 1
+    assert relative_loss(losses(1.13, 0.2), easy, own=2.39).value == pytest.approx(1.0, abs=1e-3)
+    assert relative_loss(losses(0.5, 0.2), easy, own=2.39).high < 0
+
+
 def looked_at(
     pool: Pool,
     name: str,

@@ -44,6 +44,14 @@ def test_there_are_as_many_clusters_as_skills_and_each_is_of_one(skills: tuple[i
         assert len(owners[found == cluster].unique()) == 1
 
 
+def test_a_loose_skill_is_one_cluster_beside_a_tight_one() -> None:
+    noise = torch.randn(60, D, generator=torch.Generator().manual_seed(4))
+    centres = 2 * torch.randn(2, D, generator=torch.Generator().manual_seed(6))
+    tight, loose = 10 + centres[0] + 0.3 * noise[:30], 10 + centres[1] + 2.6 * noise[30:]
+    found = clusters(torch.cat([tight, loose]), foreign())
+    assert found.tolist() == [0] * 30 + [1] * 30
+
+
 def test_rows_without_likes_are_clusters_of_their_own() -> None:
     scattered = 10 + 2 * torch.randn(12, 400, generator=torch.Generator().manual_seed(0))
     near = FeatureStatistics.from_features(

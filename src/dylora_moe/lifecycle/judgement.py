@@ -277,9 +277,10 @@ def relative_loss(
 
     Returns:
         0 as good as on its own data, 1 no better than the base. Where the base is hardly worse
-        than the expert is at home, the denominator is held at a tenth of the base's loss.
+        than the expert is at home, the denominator is held at a tenth of the base's loss. Where the
+        base is better, home counts as nine tenths of the base's loss: an expert of a hard skill
+        does not do well on easy rows by losing less there than at home.
     """
-    home = own if own == own else 0.0
     generator = torch.Generator().manual_seed(seed)
     n = len(expert.total)
     draws = torch.randint(n, (_RESAMPLES, n), generator=generator)
@@ -287,8 +288,9 @@ def relative_loss(
     tokens = expert.tokens.double()[draws].sum(1).clamp_min(1)
     ours = expert.total.double()[draws].sum(1) / tokens
     theirs = base.total.double()[draws].sum(1) / tokens
-    span = torch.maximum(theirs - home, 0.1 * theirs).clamp_min(1e-6)
-    ratios = (ours - home) / span
+    home = torch.full_like(theirs, own if own == own else 0.0)
+    home = torch.where(home > theirs * (1 + 1e-6), 0.9 * theirs, home)
+    ratios = (ours - home) / torch.maximum(theirs - home, 0.1 * theirs).clamp_min(1e-6)
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
     low, high = ratios[1:].quantile(ends).tolist()
     return Interval(float(ratios[0]), low, high)
