@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,10 +14,11 @@ from dylora_moe.build.pool import Pool
 from dylora_moe.errors import ConfigError, DataError, LearningInterruptedError
 from dylora_moe.lifecycle import mixed as learning
 from dylora_moe.lifecycle.gathering import TRAFFIC
+from dylora_moe.lifecycle.learner import Learner
 from dylora_moe.lifecycle.recipe import TrafficRules
 from dylora_moe.lifecycle.results import LearnResult
 from dylora_moe.lifecycle.traffic import Sorted, sort_traffic
-from dylora_moe.records import Arrival, Example
+from dylora_moe.records import Arrival, Example, pair
 from tests.pools import DIGITS, LETTERS, SIGNS, Notes, fingerprint, rows, settings
 
 RULES = TrafficRules(share=0.1, alike=0.3, least=24)
@@ -165,6 +167,37 @@ def test_broken_off_nothing_that_waited_is_lost(taught: Pool) -> None:
     assert waiting(taught)[TRAFFIC] == 14
     results = feed(taught, SIGN[14:])
     assert "created" in [result.action for result in results]
+
+
+def test_what_waited_and_is_not_looked_at_again_goes_on_waiting(
+    taught: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed(taught, SIGN[:14])
+    monkeypatch.setattr(learning, "PIECE", 6)
+    feed(taught, SIGN[14:17])
+    assert waiting(taught)[TRAFFIC] == 17
+
+
+def test_what_waited_and_is_too_long_by_now_goes_on_waiting(taught: Pool) -> None:
+    wordy = tuple(pair("+-*/" * 12 + str(number), "+++") for number in range(14))
+    feed(taught, wordy)
+    short = settings(
+        novelty={"strange_share": 0.1, "alike": 0.3, "min_cluster": 24},
+        generate_scores=0, max_length=32, drop_long=True,
+    )  # fmt: skip
+    feed(taught, SIGN[:4], settings=short)
+    assert waiting(taught)[TRAFFIC] == 18
+
+
+def test_what_waited_of_a_kind_that_is_rejected_goes_on_waiting(
+    taught: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed(taught, SIGN[:14])
+    refused = replace(feed(taught, SIGN[:14])[0], action="rejected")
+    monkeypatch.setattr(Learner, "add_new_skill", lambda *_: refused)
+    feed(taught, SIGN[14:])
+    left = {row.key for _, part in taught._storage.examples.waiting() for row in part}
+    assert {row.key for row in SIGN[:14]} <= left
 
 
 def test_more_than_a_piece_is_sorted_by_what_came_before(

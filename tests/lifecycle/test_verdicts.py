@@ -262,5 +262,7 @@ def test_plan_says_the_verdict_and_the_cost_and_changes_nothing(taught: Pool) ->
     assert novel.cost.parameters == taught.live.experts.parameter_count("expert_1")
     assert novel.cost.tokens > known.cost.tokens > unsure.cost.tokens == 0
     assert known.cost.parameters == 0
+    # A version is a whole adapter on disk, new or not.
+    assert known.cost.bytes == novel.cost.bytes > 0
     assert fingerprint(taught) == before
     assert len(taught.events()) == events

@@ -199,7 +199,8 @@ class Pool(PoolReader):
                 for run in self._storage.runs.unfinished():
                     arrival = str(run.state().get("arrival"))
                     # A kind that was found in mixed rows has their name with a number.
-                    if arrival in names or (mixed and arrival.rpartition("-")[0] in names):
+                    of, _, number = arrival.rpartition("-")
+                    if arrival in names or (mixed and of in names and number.isdecimal()):
                         run.remove()
             if mixed:
                 return [result for arrival in arrivals for result in learn_mixed(learner, arrival)]

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dylora_moe.errors import PoolError, StorageFullError
 from dylora_moe.evaluation.document import Document, compose, panels_of
+from dylora_moe.evaluation.files import write_whole
 from dylora_moe.evaluation.history import History, collect
 from dylora_moe.evaluation.html import to_html
 from dylora_moe.evaluation.markdown import to_markdown
@@ -67,7 +67,7 @@ def write_report(
     try:
         stale = _earlier_figures(report.data) - set(files)
         for name, body in files.items():
-            _write(target / name, body)
+            write_whole(target / name, body)
         for name in stale:
             (target / name).unlink(missing_ok=True)
     except OSError as error:
@@ -106,14 +106,3 @@ def _earlier_figures(data: Path) -> set[str]:
         return set()
     names = (name for figure in figures.values() for name in as_mapping(figure).get("files", ()))
     return {f"{FIGURES}/{Path(str(name)).name}" for name in names}
-
-
-def _write(path: Path, body: str) -> None:
-    """The file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staged.write_text(body, encoding="utf-8")
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)

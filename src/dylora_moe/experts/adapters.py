@@ -40,8 +40,8 @@ class Adapters:
         self._packed: dict[str, Packed] = {}
         self._versions: dict[str, int] = {}
         self._dropouts: dict[str, list[nn.Dropout]] = {}
-        self._learning: Collection[str] | None = ()
         self._trainable: frozenset[str] = frozenset()
+        self._meddled = False
         self._dropping = model.training
 
     @property
@@ -68,7 +68,7 @@ class Adapters:
             _as_masters(layer, name)
         self._came(name, layers)
         # PEFT has switched gradients in each layer as it saw fit.
-        self._learning = None
+        self._meddled = True
 
     def put(self, name: str, config: LoraConfig, packed: Packed) -> None:
         """Puts an adapter with these numbers in, frozen.
@@ -81,7 +81,7 @@ class Adapters:
             # What PEFT draws to begin with is thrown away, and must not move anybody's seed.
             with torch.random.fork_rng(devices=[]):
                 self._inject(name, config, paths)
-            self._learning = None
+            self._meddled = True
         assert self._tuner is not None
         self._tuner.peft_config[name] = config
         layers = {path: self._adapted[path] for path in paths}
@@ -115,14 +115,12 @@ class Adapters:
     def switch(self, active: Sequence[str], trainable: Collection[str]) -> None:
         """Sets what PEFT calls active (it counts for merging alone) and who requires gradients."""
         lora_layers.activate(self._adapted.values(), active)
-        before = self._layers if self._learning is None else self._learning
+        # Where PEFT has meddled, with all of them; else only those that learned or shall.
+        before = self._layers if self._meddled else self._trainable
+        self._trainable, self._meddled = frozenset(trainable), False
         for name in {*before, *trainable} & self._layers.keys():
             for parameter in self.tensors(name).values():
-                parameter.requires_grad_(name in trainable)
-        self._learning = tuple(trainable)
-        changed = self._trainable ^ frozenset(trainable)
-        self._trainable = frozenset(trainable)
-        for name in changed:
+                parameter.requires_grad_(name in self._trainable)
             self._drop(name)
         if self._tuner is not None:
             self._tuner.active_adapter = list(active)
@@ -235,7 +233,7 @@ class Adapters:
         self._tuner.peft_config[name] = config
         self._packed.pop(name, None)
         self._came(name, self._layers[name])
-        self._learning = None
+        self._meddled = True
 
     def _inject(
         self, name: str, config: LoraConfig, paths: Sequence[str]

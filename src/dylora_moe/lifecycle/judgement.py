@@ -259,6 +259,7 @@ def does_badly_by_t(expert: RowLosses, base: RowLosses, own: float, limit: float
 
 
 def _is_positive(values: Float[Tensor, " rows"]) -> bool:
+    assert len(values) == _FEWEST, "the quantile is that of so many rows"
     error = float(values.std()) / math.sqrt(len(values))
     return float(values.mean()) > _STUDENT * error
 

@@ -1,6 +1,7 @@
 """What a pool's files hold of its skills: their examples, and their statistics with features.
 
-Knows the two stores and that files never change, so that each is read once; knows no model.
+Knows the two stores and that files never change, so that statistics and keys are read once;
+examples are read whenever they are asked for. Knows no model.
 """
 
 from __future__ import annotations

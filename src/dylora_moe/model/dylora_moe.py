@@ -106,9 +106,10 @@ class DyLoRAMoE(TrainedModel):
             RoutingError: the arguments contradict each other, or do not say what to route by.
             ExpertError: an unknown expert.
         """
-        if labels is None and (trained_logits_only or loss_only):
+        if labels is None and (trained_logits_only or loss_only or greedy):
             raise RoutingError(
-                "the loss needs labels; pass them, or leave trained_logits_only and loss_only out"
+                "the loss needs labels; pass them, or leave trained_logits_only, loss_only and "
+                "greedy out"
             )
         if segment_ids is not None:
             check_packed(self.base, attention_mask, position_ids)

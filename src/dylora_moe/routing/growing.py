@@ -5,7 +5,6 @@ Knows rows, statistics and maturities; what is decided for an input stands in `r
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable, Mapping
 from typing import Self
 
@@ -21,7 +20,7 @@ from dylora_moe.routing.gate import ClosedFormGate
 from dylora_moe.routing.rows import Row, RowTable
 
 
-class GrowingGate(nn.Module, abc.ABC):
+class GrowingGate(nn.Module):
     """A row for each skill and one, the first, for *no expert*; an expert may have several skills.
 
     Growing, shrinking and refitting replace Parameters: make a new optimizer afterwards.

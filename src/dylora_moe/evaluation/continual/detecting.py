@@ -26,9 +26,9 @@ from dylora_moe.evaluation.continual.features import row_features
 from dylora_moe.evaluation.continual.plan import Job, Material, Plan, read_material
 from dylora_moe.evaluation.continual.presets import TEMPLATED
 from dylora_moe.evaluation.continual.replay import replay_all
-from dylora_moe.evaluation.continual.results import write_whole
 from dylora_moe.evaluation.continual.runner import WORK_FOLDER, Ground, say, setting_of
 from dylora_moe.evaluation.continual.unseen import unseen_auroc
+from dylora_moe.evaluation.files import write_whole
 from dylora_moe.lifecycle.answering import prompt_features
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.recipe import Representation

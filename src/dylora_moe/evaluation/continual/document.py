@@ -21,7 +21,8 @@ from dylora_moe.evaluation.continual.detecting import Detected
 from dylora_moe.evaluation.continual.goals import Evidence, GoalRow, Table, table
 from dylora_moe.evaluation.continual.measures import ArmFigures, figures
 from dylora_moe.evaluation.continual.presets import Preset
-from dylora_moe.evaluation.continual.results import ArmResult, write_whole
+from dylora_moe.evaluation.continual.results import ArmResult
+from dylora_moe.evaluation.files import write_whole
 from dylora_moe.evaluation.markdown import escape
 from dylora_moe.evaluation.quantities import MISSING, count, decimal, duration, percent, points
 from dylora_moe.records import Interval

@@ -8,11 +8,12 @@ that is there under the same fingerprint need not be made again.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from dylora_moe.evaluation.files import write_whole
 
 FORMAT = 1
 """Of the files; a file of another one is made again."""
@@ -143,14 +144,3 @@ def read_result(path: Path, fingerprint: str | None = None) -> ArmResult | None:
     except (OSError, ValueError):
         return None
     return result if fingerprint in (None, found) else None
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a text file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staged.write_text(text, encoding="utf-8")
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)

@@ -29,7 +29,8 @@ from dylora_moe.evaluation.continual.answers import UNROUTED, Decision, answer_r
 from dylora_moe.evaluation.continual.arms.arm import Setting
 from dylora_moe.evaluation.continual.arms.lora_learner import Lesson, LoraLearner, phase_of
 from dylora_moe.evaluation.continual.arms.visits import rows_by_skill
-from dylora_moe.evaluation.continual.results import RowResult, write_whole
+from dylora_moe.evaluation.continual.results import RowResult
+from dylora_moe.evaluation.files import write_whole
 from dylora_moe.experts.gates import Gates
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.records import BASE_NAME, Example

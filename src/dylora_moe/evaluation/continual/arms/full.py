@@ -67,17 +67,13 @@ class FullSequential:
             if places := setting.asked_after(visit.number):
                 answered = _answered(learner, setting, places)
                 stages.append(Stage(visit.number, visit.skill, answered))
-        return ArmResult(
-            arm=self.name,
-            stream=setting.stream.kind,
-            seed=setting.seed,
-            stages=tuple(stages),
+        all_weights = model.num_parameters()
+        told = {"learning_rate": self.learning_rate}
+        return replace(
+            learner.result(self.name, stages, _nobody, told),
             trained_tokens=tokens,
-            seconds=learner.seconds(),
-            parameters=learner.model.model.num_parameters(),
-            parameters_in_use=float(learner.model.model.num_parameters()),
-            base_loss=learner.neutral_loss(_nobody),
-            details={"learning_rate": self.learning_rate},
+            parameters=all_weights,
+            parameters_in_use=float(all_weights),
         )
 
     def _train(

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ import torch
 
 from dylora_moe.evaluation.continual.answers import Questions, encoded, questions
 from dylora_moe.evaluation.continual.arms.arm import Setting
+from dylora_moe.evaluation.continual.results import ArmResult, Stage
 from dylora_moe.experts.gates import Gates
 from dylora_moe.experts.manager import ExpertManager
 from dylora_moe.model.dylora_moe import DyLoRAMoE
@@ -171,6 +172,35 @@ class LoraLearner:
             return None
         rows = self.encode(self._setting.neutral)
         return answer_losses(self.model, rows, gates=gates(rows)).mean
+
+    def result(
+        self,
+        arm: str,
+        stages: Sequence[Stage],
+        gates: Callable[[Rows], Gates | Routing],
+        details: Mapping[str, Any],
+    ) -> ArmResult:
+        """What an arm hands back that answers every row with all its adapters.
+
+        Args:
+            arm: its name.
+            stages: as answered.
+            gates: as of `neutral_loss`.
+            details: of this arm alone.
+        """
+        setting = self._setting
+        return ArmResult(
+            arm=arm,
+            stream=setting.stream.kind,
+            seed=setting.seed,
+            stages=tuple(stages),
+            trained_tokens=self.trained_tokens,
+            seconds=self.seconds(),
+            parameters=self.parameters(),
+            parameters_in_use=float(self.parameters()),
+            base_loss=self.neutral_loss(gates),
+            details=details,
+        )
 
     def parameters(self) -> int:
         """Of all adapters."""

@@ -68,15 +68,5 @@ def _result(
     gates = Gates.all_of(experts, len(learner.asked))
     answered = answer_rows(learner.model, learner.asked, gates)
     after, skill = end_of(setting.stream)
-    return ArmResult(
-        arm=name,
-        stream=setting.stream.kind,
-        seed=setting.seed,
-        stages=(Stage(after, skill, answered),),
-        trained_tokens=learner.trained_tokens,
-        seconds=learner.seconds(),
-        parameters=learner.parameters(),
-        parameters_in_use=float(learner.parameters()),
-        base_loss=learner.neutral_loss(lambda rows: Gates.all_of(experts, len(rows))),
-        details=details,
-    )
+    stages = [Stage(after, skill, answered)]
+    return learner.result(name, stages, lambda rows: Gates.all_of(experts, len(rows)), details)

@@ -88,17 +88,9 @@ class OLora:
                 gates = Gates.all_of(names, len(learner.asked))
                 answered = answer_rows(learner.model, learner.asked, gates, only=places)
                 stages.append(Stage(visit.number, visit.skill, answered))
-        return ArmResult(
-            arm=self.name,
-            stream=setting.stream.kind,
-            seed=setting.seed,
-            stages=tuple(stages),
-            trained_tokens=learner.trained_tokens,
-            seconds=learner.seconds(),
-            parameters=learner.parameters(),
-            parameters_in_use=float(learner.parameters()),
-            base_loss=learner.neutral_loss(lambda rows: Gates.all_of(names, len(rows))),
-            details={"visits": told, "lambda": self.strength},
+        details = {"visits": told, "lambda": self.strength}
+        return learner.result(
+            self.name, stages, lambda rows: Gates.all_of(names, len(rows)), details
         )
 
     def _penalty(self, learner: LoraLearner, own: str, earlier: Sequence[str]) -> Penalty | None:

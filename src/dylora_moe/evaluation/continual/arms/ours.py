@@ -35,8 +35,9 @@ from dylora_moe.evaluation.continual.arms.routed import (
     neutral_loss,
     parameters_of,
 )
-from dylora_moe.evaluation.continual.results import ArmResult, RowResult, Stage, write_whole
+from dylora_moe.evaluation.continual.results import ArmResult, RowResult, Stage
 from dylora_moe.evaluation.continual.streams import STREAMS, Stream
+from dylora_moe.evaluation.files import write_whole
 from dylora_moe.evaluation.runs import read_runs
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.records import Arrival

@@ -110,18 +110,8 @@ class Sequential:
                 gates = _one(len(learner.asked))
                 answered = answer_rows(learner.model, learner.asked, gates, only=places)
                 stages.append(Stage(visit.number, visit.skill, answered))
-        return ArmResult(
-            arm=self.name,
-            stream=setting.stream.kind,
-            seed=setting.seed,
-            stages=tuple(stages),
-            trained_tokens=learner.trained_tokens,
-            seconds=learner.seconds(),
-            parameters=learner.parameters(),
-            parameters_in_use=float(learner.parameters()),
-            base_loss=learner.neutral_loss(lambda rows: _one(len(rows))),
-            details={"visits": losses},
-        )
+        told = {"visits": losses}
+        return learner.result(self.name, stages, lambda rows: _one(len(rows)), told)
 
 
 def _one(rows: int) -> Gates:
