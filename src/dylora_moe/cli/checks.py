@@ -27,6 +27,7 @@ EXTRAS = {
     "postgresql": "psycopg",
     "quantize": "bitsandbytes",
     "gpu": "liger_kernel",
+    "tune": "optuna",
 }
 """Extra to the module it brings."""
 

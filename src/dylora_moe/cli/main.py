@@ -27,6 +27,7 @@ from dylora_moe.cli.learning import learn, plan
 from dylora_moe.cli.output import Output
 from dylora_moe.cli.pools import init
 from dylora_moe.cli.reporting import report
+from dylora_moe.cli.tuning import tune
 
 app = typer.Typer(
     name="dylora",
@@ -40,6 +41,7 @@ app = typer.Typer(
 app.command()(init)
 app.command()(plan)
 app.command()(learn)
+app.command()(tune)
 app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(chat)
