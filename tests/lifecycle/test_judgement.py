@@ -12,7 +12,8 @@ from dylora_moe.build.pool import Pool
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.lifecycle import judgement
 from dylora_moe.lifecycle.change import load_card
-from dylora_moe.lifecycle.judgement import Judgement, does_badly_by_t, judge, relative_loss
+from dylora_moe.lifecycle.fit import WORST_APART, Home, does_badly_by_t, relative_loss
+from dylora_moe.lifecycle.judgement import Judgement, judge
 from dylora_moe.lifecycle.observation import observe
 from dylora_moe.records import Arrival, Example, Interval
 from dylora_moe.skills.classifier import ClassifierTwoSample
@@ -30,26 +31,26 @@ def losses(mean: float, spread: float = 0.0, n: int = 40) -> RowLosses:
 
 def test_as_good_as_at_home_is_nought_and_no_better_than_the_base_is_one() -> None:
     base = losses(3.0)
-    assert relative_loss(losses(1.0), base, own=1.0).value == pytest.approx(0.0, abs=1e-6)
-    assert relative_loss(losses(3.0), base, own=1.0).value == pytest.approx(1.0)
-    assert relative_loss(losses(2.0), base, own=1.0).value == pytest.approx(0.5)
+    assert relative_loss(losses(1.0), base, Home(1.0)).value == pytest.approx(0.0, abs=1e-6)
+    assert relative_loss(losses(3.0), base, Home(1.0)).value == pytest.approx(1.0)
+    assert relative_loss(losses(2.0), base, Home(1.0)).value == pytest.approx(0.5)
 
 
 def test_the_interval_holds_the_estimate_and_widens_with_the_rows_spread() -> None:
     base = losses(3.0)
-    narrow, wide = (relative_loss(losses(2.0, s), base, own=1.0) for s in (0.1, 0.8))
+    narrow, wide = (relative_loss(losses(2.0, s), base, Home(1.0)) for s in (0.1, 0.8))
     for found in (narrow, wide):
         assert found.low < found.value < found.high
     assert wide.high - wide.low > 4 * (narrow.high - narrow.low)
 
 
 def test_an_expert_that_never_was_validated_is_measured_from_nought() -> None:
-    assert relative_loss(losses(1.5), losses(3.0), own=math.nan).value == pytest.approx(0.5)
+    assert relative_loss(losses(1.5), losses(3.0), Home(math.nan)).value == pytest.approx(0.5)
 
 
 def test_a_base_no_worse_than_the_expert_at_home_makes_no_division_by_nought() -> None:
-    found = relative_loss(losses(1.1), losses(1.0), own=1.0)
-    assert found.value == pytest.approx(1.0, abs=0.01)
+    found = relative_loss(losses(1.1), losses(1.0), Home(1.0))
+    assert found.value == pytest.approx(2.0, abs=0.01)
     assert math.isfinite(found.high)
 
 
@@ -57,9 +58,39 @@ def test_an_expert_of_a_hard_skill_does_not_do_well_on_easy_rows_that_the_base_d
     None
 ):
     easy = losses(1.13, 0.2)
-    assert relative_loss(losses(1.19, 0.2), easy, own=2.39).low > 1
-    assert relative_loss(losses(1.13, 0.2), easy, own=2.39).value == pytest.approx(1.0, abs=1e-3)
-    assert relative_loss(losses(0.5, 0.2), easy, own=2.39).high < 0
+    assert relative_loss(losses(1.19, 0.2), easy, Home(2.39)).low > 1
+    assert relative_loss(losses(1.13, 0.2), easy, Home(2.39)).value == pytest.approx(1.0, abs=1e-3)
+    assert relative_loss(losses(0.5, 0.2), easy, Home(2.39)).high < 0
+
+
+def test_at_home_is_measured_by_the_share_of_the_base_s_loss_where_that_is_known() -> None:
+    # An expert that loses 2.3 where the base loses 3.4, on rows on which the base loses 1.18.
+    hard, easy = Home(2.3, 3.4), losses(1.18, 0.05)
+    assert relative_loss(losses(1.055, 0.05), easy, hard).low > 0.5
+    assert relative_loss(losses(1.18 * 2.3 / 3.4), losses(1.18), hard).value == pytest.approx(
+        0, abs=1e-6
+    )
+    assert does_badly_by_t(losses(1.15, 0.01, n=8), losses(1.18, 0.01, n=8), hard, 0.5)
+    assert not does_badly_by_t(losses(0.8, 0.05, n=8), losses(1.18, 0.05, n=8), hard, 0.5)
+    # Where both are alike it is the loss at home itself.
+    for known in (Home(1.0, 3.0), Home(1.0)):
+        assert relative_loss(losses(2.0), losses(3.0), known).value == pytest.approx(0.5)
+
+
+def test_an_expert_that_hardly_gains_at_home_has_to_gain_a_tenth_elsewhere() -> None:
+    for useless in (Home(2.9, 3.0), Home(3.5, 3.0)):
+        assert relative_loss(losses(1.0), losses(1.0), useless).value == pytest.approx(1.0)
+        assert relative_loss(losses(0.9), losses(1.0), useless).value == pytest.approx(
+            0.0, abs=1e-6
+        )
+
+
+def test_rows_that_are_told_apart_are_covered_by_what_takes_most_of_the_loss_away() -> None:
+    poor, found = losses(4.7), losses(6.8)
+    assert relative_loss(poor, found, Home(2.5, 3.4)).value < 0
+    assert relative_loss(poor, found, Home(2.5, 3.4, WORST_APART)).value > 0.5
+    for home in (Home(0.2, 3.0), Home(0.2, 3.0, WORST_APART)):
+        assert relative_loss(losses(0.2), losses(3.0), home).value == pytest.approx(0, abs=1e-6)
 
 
 def looked_at(
@@ -134,7 +165,7 @@ def test_a_fit_in_doubt_at_a_glance_is_settled_by_the_whole_sample(
     doubt = Interval(0.6, 0.4, 0.8)
     own = judgement.relative_loss
 
-    def relative(expert: RowLosses, base: RowLosses, home: float, **level: float) -> Interval:
+    def relative(expert: RowLosses, base: RowLosses, home: Home, **level: float) -> Interval:
         return doubt if len(expert.total) == 16 else own(expert, base, home, **level)
 
     monkeypatch.setattr(judgement, "relative_loss", relative)
@@ -168,18 +199,19 @@ def test_at_the_limit_half_a_glance_hardly_ever_says_that_an_expert_does_badly(h
         # The span is held at a tenth of the base's loss where the base is hardly worse than home.
         level = own + 0.5 * max(3 - own, 0.3)
         expert = RowLosses(tokens * (level + 0.5 * torch.randn(8, generator=generator)), tokens)
-        said += does_badly_by_t(expert, base, own, 0.5)
-        drawn += relative_loss(expert, base, own, level=0.99).low > 0.5
+        said += does_badly_by_t(expert, base, Home(own), 0.5)
+        drawn += relative_loss(expert, base, Home(own), level=0.99).low > 0.5
     assert said / 2000 < 0.01
     assert drawn > 2 * said
 
 
 def test_an_expert_that_does_badly_in_every_row_does_so_at_half_a_glance() -> None:
-    base = losses(3.0, n=8)
-    assert does_badly_by_t(losses(2.6, 0.3, n=8), base, 1.0, 0.5)
-    assert not does_badly_by_t(losses(2.6, 3.0, n=8), base, 1.0, 0.5), "some rows it does well"
-    assert not does_badly_by_t(losses(1.4, 0.3, n=8), base, 1.0, 0.5)
-    assert does_badly_by_t(losses(1.9, n=8), base, math.nan, 0.5), "never validated: from nought"
+    base, home = losses(3.0, n=8), Home(1.0)
+    assert does_badly_by_t(losses(2.6, 0.3, n=8), base, home, 0.5)
+    assert not does_badly_by_t(losses(2.6, 3.0, n=8), base, home, 0.5), "some rows it does well"
+    assert not does_badly_by_t(losses(1.4, 0.3, n=8), base, home, 0.5)
+    # Never validated: from nought.
+    assert does_badly_by_t(losses(1.9, n=8), base, Home(math.nan), 0.5)
 
 
 @pytest.mark.parametrize("count", [8, 17, 64])

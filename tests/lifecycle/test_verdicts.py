@@ -93,7 +93,7 @@ def test_other_rows_whose_training_does_not_help_leave_their_statistics_only(tau
 
 
 def test_other_inputs_that_an_expert_answers_well_are_covered_by_it(empty: Pool) -> None:
-    long = settings(consolidation={"epochs": 6})
+    long = settings(consolidation={"epochs": 12})
     broad = string.ascii_letters + string.digits
     learn(empty, "words", rows(broad, 64, 3, constant), settings=long)
     weights = states(empty)

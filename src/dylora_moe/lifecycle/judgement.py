@@ -5,14 +5,19 @@ Knows the live pool and a detector; changes nothing.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
+from dylora_moe.lifecycle.fit import (
+    FEWEST,
+    WORST_APART,
+    WORST_HOME,
+    Home,
+    does_badly_by_t,
+    relative_loss,
+)
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.observation import Observation
 from dylora_moe.lifecycle.scorecard import Scorecard
@@ -30,15 +35,9 @@ _GLANCE = 16
 _SURE = 0.99
 """Level of the interval that a glance goes by: it is one of two looks, and an interval over so few
 rows is too narrow."""
-_FEWEST = 8
-"""Every second row of a glance: what the second-nearest expert is first looked at on."""
-_STUDENT = 3.499
-"""Student's t of `_FEWEST - 1` degrees of freedom that 99% of the values are within; so few rows
-are too few to be drawn from again and again."""
 _AS_AT_HOME = 0.1
 """Relative loss up to which nothing is to be gained by asking another expert."""
 _PERFECT = Interval(0.0, 0.0, 0.0)
-_RESAMPLES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +93,12 @@ def judge(
     if not measured.nearest:
         return Judgement(detector.verdict(measured, tokens=tokens), None, None, {})
     sample = _Sample(live.model, observation.train)
+    apart = side_of(measured.separability, detector.threshold) if measured.separability else None
+    worst = WORST_APART if apart else WORST_HOME
+
+    def home(skill_id: str) -> Home:
+        return _home(live, card, skill_id, worst)
+
     skills = [skill_id for skill_id, _ in measured.nearest]
     first, *others = dict.fromkeys(live.skills[s].expert_id for s in skills)
 
@@ -101,7 +106,7 @@ def judge(
         look: Callable[[str], RowLosses], *experts: str, level: float = 0.95
     ) -> tuple[str, Interval]:
         losses = {expert: look(expert) for expert in experts}
-        return _best_fit(live, card, skills, look(BASE_NAME), losses, level)
+        return _best_fit(live, home, skills, look(BASE_NAME), losses, level)
 
     def decided(fit: Interval) -> Verdict:
         return detector.verdict(measured, fit=fit, tokens=tokens)
@@ -117,11 +122,11 @@ def judge(
     def is_out(expert: str) -> bool:
         """Whether an expert that has a look at fewer rows than a glance needs no other."""
         base = sample.half(BASE_NAME)
-        if len(base.total) < _FEWEST or int(base.tokens.sum()) < detector.limits.tokens:
+        if len(base.total) < FEWEST or int(base.tokens.sum()) < detector.limits.tokens:
             return False
-        homes = [_own_loss(card, s) for s in skills if live.skills[s].expert_id == expert]
+        homes = [home(s) for s in skills if live.skills[s].expert_id == expert]
         seen = sample.half(expert)
-        return all(does_badly_by_t(seen, base, home, detector.limits.fit) for home in homes)
+        return all(does_badly_by_t(seen, base, own, detector.limits.fit) for own in homes)
 
     look, scored = sample.whole, [first]
     if not both and settles(first) and decided(fits(sample.glance, first)[1]).name == "novel":
@@ -219,7 +224,7 @@ def _spread(count: int) -> list[int]:
 
 def _best_fit(
     live: LivePool,
-    card: Scorecard,
+    home: Callable[[str], Home],
     skills: list[str],
     base: RowLosses,
     losses: Mapping[str, RowLosses],
@@ -231,67 +236,14 @@ def _best_fit(
         expert = live.skills[skill_id].expert_id
         if expert not in losses:
             continue
-        own = _own_loss(card, skill_id)
-        found.append((skill_id, relative_loss(losses[expert], base, own, level=level)))
+        fit = relative_loss(losses[expert], base, home(skill_id), level=level)
+        found.append((skill_id, fit))
     # The nearest skill's own expert wins ties, since `min` keeps the first.
     return min(found, key=lambda pair: pair[1].value)
 
 
-def _own_loss(card: Scorecard, skill_id: str) -> float:
-    return card.skills[skill_id].pinned_loss if skill_id in card.skills else float("nan")
-
-
-def does_badly_by_t(expert: RowLosses, base: RowLosses, own: float, limit: float) -> bool:
-    """Whether the relative loss is above the limit by a t test over the rows (one-sided, 99.5%).
-
-    `(expert - own) / span > limit` is `mean(expert - own - limit * span) > 0`, over the rows; so a
-    test of one mean decides it, which a ratio over few rows has none of. Of the two spans that
-    `relative_loss` takes the larger of, both have to say so.
-
-    Args:
-        expert, base, own: as of `relative_loss`, on `_FEWEST` rows.
-        limit: relative loss above which an expert does badly.
-    """
-    home = (own if own == own else 0.0) * expert.tokens.double()
-    above, theirs = expert.total.double() - home, base.total.double()
-    spans = theirs - home, 0.1 * theirs
-    return all(_is_positive(above - limit * span) for span in spans)
-
-
-def _is_positive(values: Float[Tensor, " rows"]) -> bool:
-    assert len(values) == _FEWEST, "the quantile is that of so many rows"
-    error = float(values.std()) / math.sqrt(len(values))
-    return float(values.mean()) > _STUDENT * error
-
-
-def relative_loss(
-    expert: RowLosses, base: RowLosses, own: float, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """(expert - own) / (base - own) with a bootstrap interval over the rows.
-
-    Args:
-        expert: losses of the expert on the new rows.
-        base: losses of the base on the same rows.
-        own: the expert's validation loss on its own skill; 0 where it has none (NaN).
-        seed: of the draws.
-        level: of the interval.
-
-    Returns:
-        0 as good as on its own data, 1 no better than the base. Where the base is hardly worse
-        than the expert is at home, the denominator is held at a tenth of the base's loss. Where the
-        base is better, home counts as nine tenths of the base's loss: an expert of a hard skill
-        does not do well on easy rows by losing less there than at home.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    n = len(expert.total)
-    draws = torch.randint(n, (_RESAMPLES, n), generator=generator)
-    draws = torch.cat([torch.arange(n)[None], draws])
-    tokens = expert.tokens.double()[draws].sum(1).clamp_min(1)
-    ours = expert.total.double()[draws].sum(1) / tokens
-    theirs = base.total.double()[draws].sum(1) / tokens
-    home = torch.full_like(theirs, own if own == own else 0.0)
-    home = torch.where(home > theirs * (1 + 1e-6), 0.9 * theirs, home)
-    ratios = (ours - home) / torch.maximum(theirs - home, 0.1 * theirs).clamp_min(1e-6)
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = ratios[1:].quantile(ends).tolist()
-    return Interval(float(ratios[0]), low, high)
+def _home(live: LivePool, card: Scorecard, skill_id: str, worst: float) -> Home:
+    loss = card.skills[skill_id].pinned_loss if skill_id in card.skills else float("nan")
+    # Of an adapter that was trained elsewhere nobody knows it.
+    base = live.version(live.skills[skill_id].expert_id).history.get("base_loss")
+    return Home(loss, float(base) if base is not None else None, worst)
