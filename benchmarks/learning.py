@@ -268,9 +268,10 @@ if __name__ == "__main__":
             title="Learning one skill: real tokens per second",
             compared="a new skill of {rows} rows (wikisql where --data is given) in a pool with "
             "two others; rank 8, all-linear, blocks above the tap on both sides unless said, three "
-            "epochs, 8 rows a step (TRL packed: 512 tokens), answers trained, learning rate 1e-3, "
-            "cosine; ours from a JSONL file to the promoted expert: verdict, consolidation with "
-            "early stopping, router, gate; our seeding phase is off, so that both sides see the "
+            "epochs, 8 rows a step (TRL packed: 512 tokens), answers trained, learning rate "
+            f"{peers.RATE:g}, cosine; ours from a JSONL file to the promoted expert: verdict, "
+            "consolidation with early stopping, router, gate; our seeding phase is off, so that "
+            "both sides see the "
             "same rows as often, and tokens are the epochs' times those of the rows trained on, "
             "fewer where ours stopped early; our loop alone is measured with the trunk's states "
             "there before, and once with their computation; it has to evaluate, which TRL's does "

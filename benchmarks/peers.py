@@ -19,7 +19,10 @@ from torch import Tensor, nn
 from dylora_moe.foundation.base import Base
 from dylora_moe.foundation.quiet import quiet
 from dylora_moe.text.template import Encoded
+from dylora_moe.training.phases import consolidation
 
+RATE = consolidation().learning_rate
+"""Of an adapter's training on either side."""
 PACKED = 512
 """Tokens of a packed sequence: about what eight padded rows come to."""
 
@@ -195,7 +198,7 @@ def _sft_config(base: Base, folder: Path, epochs: float, packing: bool, seed: in
         output_dir=str(folder),
         num_train_epochs=epochs,
         per_device_train_batch_size=1 if packing else 8,
-        learning_rate=1e-3,
+        learning_rate=RATE,
         lr_scheduler_type="cosine",
         warmup_steps=0.1,
         weight_decay=0.01,

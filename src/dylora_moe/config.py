@@ -46,13 +46,13 @@ class PhaseSettings(Settings):
 
 def _seeding() -> PhaseSettings:
     return PhaseSettings(
-        epochs=1.0, learning_rate=2e-3, schedule="warmup_stable_decay", collaboration=(0.5, 0.25),
+        epochs=1.0, learning_rate=4e-3, schedule="warmup_stable_decay", collaboration=(0.5, 0.25),
         max_examples=64,
     )  # fmt: skip
 
 
 def _consolidation() -> PhaseSettings:
-    return PhaseSettings(epochs=3.0, learning_rate=1e-3, collaboration=(0.25, 0.0), train_gate=True)
+    return PhaseSettings(epochs=3.0, learning_rate=2e-3, collaboration=(0.25, 0.0), train_gate=True)
 
 
 def _more_data() -> PhaseSettings:

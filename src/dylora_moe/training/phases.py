@@ -48,7 +48,7 @@ class Phase:
 
     name: str
     epochs: float = 3.0
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     gate_learning_rate: float = 2e-5
     warmup_ratio: float = 0.1
     weight_decay: float = 0.01
@@ -90,7 +90,7 @@ def seeding(**changes: Any) -> Phase:
     values: dict[str, Any] = {
         "name": "seeding",
         "epochs": 1.0,
-        "learning_rate": 2e-3,
+        "learning_rate": 4e-3,
         "scheduler": "warmup_stable_decay",
         "collaboration": (0.5, 0.25),
         "max_examples": 64,
@@ -103,7 +103,7 @@ def consolidation(**changes: Any) -> Phase:
     values: dict[str, Any] = {
         "name": "consolidation",
         "epochs": 3.0,
-        "learning_rate": 1e-3,
+        "learning_rate": 2e-3,
         "collaboration": (0.25, 0.0),
         "train_gate": True,
     }
