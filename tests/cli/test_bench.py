@@ -26,6 +26,8 @@ TOY = (
     "--own-prompts", 32,
     "--set", "consolidation.epochs=4", "--set", "consolidation.learning_rate=0.02",
     "--set", "novelty.min_examples=24", "--set", "novelty.min_tokens=32",
+    "--set", "novelty.min_cluster=24", "--set", "novelty.alike=0.3",
+    "--set", "novelty.strange_share=0.1",
     "--set", "generate_scores=1", "--set", "expert.rank=4",
 )  # fmt: skip
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dylora_moe.config import LearnSettings
+from dylora_moe.config import LearnSettings, NoveltySettings
 from dylora_moe.errors import ConfigError, DataError
 from dylora_moe.evaluation.continual import runner
 from dylora_moe.evaluation.continual.arms import ARMS
@@ -54,6 +54,11 @@ SMALL = Preset(
 )  # fmt: skip
 
 
+def learning(**changes: Any) -> LearnSettings:
+    """Settings by which so few rows become a skill."""
+    return LearnSettings(novelty=NoveltySettings(min_cluster=2), **changes)
+
+
 @pytest.fixture(autouse=True)
 def base(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """No model is needed where no arm has one."""
@@ -72,7 +77,7 @@ def base(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def plan(tmp_path: Path) -> Plan:
     for name in SMALL.skills:
         write_skill(tmp_path / "skills" / name)
-    return Plan(SMALL, tmp_path / "skills", tmp_path / "out", LearnSettings(), "tiny")
+    return Plan(SMALL, tmp_path / "skills", tmp_path / "out", learning(), "tiny")
 
 
 def arms(**changes: Any) -> dict[str, Noted]:
@@ -123,7 +128,7 @@ def test_a_damaged_result_is_made_again(plan: Plan) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"learn": LearnSettings(validation_fraction=0.2)},
+        {"learn": learning(validation_fraction=0.2)},
         {"preset": replace(SMALL, rows=7)},
         {"preset": replace(SMALL, batch=3)},
         {"preset": replace(SMALL, test_rows=2)},
@@ -194,7 +199,7 @@ def test_every_arm_gets_the_same_rows_and_the_products_figures(plan: Plan) -> No
     assert ours.stream == base.stream
     assert ours.skills == base.skills
     assert ours.shared == base.shared
-    learn = LearnSettings()
+    learn = learning()
     assert (base.rank, base.epochs) == (learn.expert.rank, learn.consolidation.epochs)
     assert base.learning_rate == learn.consolidation.learning_rate
     assert base.batch_rows == learn.consolidation.batch_size
@@ -301,11 +306,11 @@ def test_how_an_answer_is_scored_decides_a_result_too(plan: Plan) -> None:
 def test_rows_to_validate_on_decide_a_result_by_what_is_in_their_file(plan: Plan) -> None:
     sets = plan.data / "other.jsonl"
     sets.write_text("one")
-    named = replace(plan, learn=LearnSettings(evaluation={"other": sets}))
+    named = replace(plan, learn=learning(evaluation={"other": sets}))
     first, second, third = arms(), arms(), arms()
     run(named, known(first))
     moved = sets.rename(plan.data / "moved.jsonl")
-    named = replace(plan, learn=LearnSettings(evaluation={"other": moved}))
+    named = replace(plan, learn=learning(evaluation={"other": moved}))
     run(named, known(second))
     assert ran(second) == []
     moved.write_text("two")

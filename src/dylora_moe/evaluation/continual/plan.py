@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dylora_moe.build.making import OWN_PROMPTS
 from dylora_moe.config import LearnSettings
-from dylora_moe.errors import DataError
+from dylora_moe.errors import ConfigError, DataError
 from dylora_moe.evaluation.continual.data import SkillRows, read_skills
 from dylora_moe.evaluation.continual.neutral import neutral_rows
 from dylora_moe.evaluation.continual.presets import TEMPLATED, Preset
@@ -78,6 +78,17 @@ def jobs(preset: Preset) -> list[Job]:
         for stream, arms in preset.arms.items()
         for arm in arms
     ]
+
+
+def require_enough(plan: Plan) -> None:
+    """Raises ConfigError where a visit's rows can never become a skill of the pool, which sorts
+    them by clusters."""
+    rows, least = plan.preset.rows, plan.learn.novelty.min_cluster
+    if rows < least:
+        raise ConfigError(
+            f"a visit has {rows} rows, and a cluster of new ones becomes a skill from {least} on; "
+            f"give more --rows, or --set novelty.min_cluster={rows // 2}"
+        )
 
 
 def read_material(plan: Plan, seed: int, templated: bool) -> Material:

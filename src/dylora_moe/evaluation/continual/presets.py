@@ -43,6 +43,7 @@ class Preset:
         seeds: of rows, streams and training; every one but 0 also shuffles the skills.
         neighbours: groups of skills that are near each other.
         every_visit: whether arms answer the test rows after each visit.
+        at_end: streams on which they answer them at the end alone.
     """
 
     name: str
@@ -54,7 +55,12 @@ class Preset:
     seeds: tuple[int, ...] = (0,)
     neighbours: tuple[tuple[str, ...], ...] = (("snips", "clinc150"),)
     every_visit: bool = True
+    at_end: tuple[str, ...] = ()
     or_all: bool = True
+
+    def answers_each_visit(self, stream: str) -> bool:
+        """Whether arms answer the test rows after each visit of a stream."""
+        return self.every_visit and stream not in self.at_end
 
     @property
     def streams(self) -> tuple[str, ...]:
@@ -66,7 +72,7 @@ PRESETS: Mapping[str, Preset] = {
     preset.name: preset
     for preset in (
         Preset(
-            name="cpu", skills=_SIX, rows=256, batch=96, test_rows=100,
+            name="cpu", skills=_SIX, rows=160, batch=60, test_rows=100,
             arms={
                 # Its first visits are those of `hard`, which is read off it.
                 "returning": ("ours",),
@@ -76,6 +82,7 @@ PRESETS: Mapping[str, Preset] = {
                 ),
                 "blurred": ("ours",),
             },
+            at_end=("blurred",),
         ),
         Preset(
             name="gpu", skills=(*_SIX, "gsm8k"), rows=1000, batch=120, test_rows=500,

@@ -29,6 +29,7 @@ from dylora_moe.evaluation.continual.plan import (
     Plan,
     jobs,
     read_material,
+    require_enough,
 )
 from dylora_moe.evaluation.continual.presets import TEMPLATED
 from dylora_moe.evaluation.continual.results import (
@@ -64,11 +65,13 @@ def run(
         All results, in the order of `jobs`.
 
     Raises:
-        ConfigError: an arm that there is not.
+        ConfigError: an arm that there is not, or visits too small for the pool to cluster.
         DataError: a folder without what the preset needs.
         DyLoRAError: whatever a base, a row or a training says; what was done before is kept.
     """
     wanted = [job for job in jobs(plan.preset) if _suits(job, arms)]
+    if any(job.arm == OURS for job in wanted):
+        require_enough(plan)
     material: dict[tuple[int, bool], Material] = {}
     ground: Ground | None = None
     found: dict[Job, ArmResult] = {}
@@ -149,7 +152,7 @@ def setting_of(
         shared=_made(plan.out / WORK_FOLDER / "shared"),
         told=tell,
         own_prompts=plan.own_prompts,
-        every_visit=plan.preset.every_visit,
+        every_visit=plan.preset.answers_each_visit(job.stream),
         device=plan.device,
         dtype=plan.dtype,
     )
@@ -186,7 +189,7 @@ class Ground:
             "tests": [[one.name, *(_whole(row) for row in one.test)] for one in material.skills],
             "neutral": [row.key for row in material.neutral],
             "own": self._plan.own_prompts,
-            "every_visit": self._plan.preset.every_visit,
+            "every_visit": self._plan.preset.answers_each_visit(job.stream),
         }
         if job.arm not in _UNTRAINED:
             facts["tokens"] = None if ours is None else ours.trained_tokens

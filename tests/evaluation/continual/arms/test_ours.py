@@ -74,7 +74,7 @@ def hard(base_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Hard:
 def timeless(result: ArmResult) -> tuple[Any, ...]:
     """What is the same from run to run: no times, and no losses, which batches of another shape
     round otherwise."""
-    told = [(o["verdict"], o["action"], o["expert"], o["version"], o["tokens"], o["skills"])
+    told = [(o["parts"], o["action"], o["expert"], o["version"], o["tokens"], o["skills"])
             for o in result.details["arrivals"]]  # fmt: skip
     rows = [[(row.key, row.score, row.expert) for row in stage.rows] for stage in result.stages]
     kept = {key: result.details[key] for key in ("experts", "borders", "none", "waiting")}
@@ -90,7 +90,8 @@ def test_it_grows_an_expert_for_each_skill_and_none_for_one_that_returns(
 ) -> None:
     assert returned.details["experts_grown"] == 3
     assert returned.details["new_for_returning"] == 0
-    assert [one["verdict"] for one in returned.details["arrivals"]][:2] == ["novel", "known"]
+    parts = [one["parts"] for one in returned.details["arrivals"]][:2]
+    assert [[one["verdict"] for one in some] for some in parts] == [["novel"], ["known"]]
     found = returned.details["borders"]
     assert found["true"] == found["detected"] == [2, 4, 6]
 
@@ -122,7 +123,8 @@ def test_no_name_tells_the_pool_a_skill(hard: Hard) -> None:
     assert [arrival.name for arrival, _ in hard.given] == [f"batch-{n:04d}" for n in range(6)]
     for arrival, options in hard.given:
         assert options.keys() == {"settings", "mixed"}
-        assert options["mixed"] is False
+        # Nor that a batch is of one skill alone.
+        assert options["mixed"] is True
         assert arrival.validation is None
         assert {row.origin for row in arrival.examples} == {""}
 
@@ -170,7 +172,7 @@ def test_a_batch_that_was_learned_and_not_written_down_is_told_by_the_pools_even
     again = OURS.run(given(tmp_path, base_folder, every_visit=False))
 
     def facts(result: ArmResult) -> list[Any]:
-        left = ("verdict", "separability", "fit", "action", "expert", "version")
+        left = ("action", "expert", "version", "parts")
         return [[one[key] for key in left] for one in result.details["arrivals"]]
 
     assert facts(again) == facts(first)
@@ -195,10 +197,9 @@ def test_the_empty_pool_is_made_once_for_all_streams(
 
 
 def check_mixed(found: ArmResult) -> None:
-    """Mixed rows were sorted, and every expert is of a part of a batch."""
+    """Every expert is of a part of a batch."""
     told = [Arrived(**one) for one in found.details["arrivals"]]
     assert [one.batch for one in told] == list(range(6))
-    assert {one.verdict for one in told} == {"mixed"}
     made = [expert for one in told for expert in one.made]
     assert len(made) == len(set(made)) == found.details["experts_grown"]
     assert found.details["grown_after_batch"][-1] == len(made)
@@ -275,7 +276,9 @@ def test_other_batches_are_no_beginning(returned: ArmResult) -> None:
 
 def batch(number: int, verdict: str, expert: str | None, skill: str) -> Arrived:
     action = "waiting" if expert is None else "created" if verdict == "novel" else "statistics"
-    return Arrived(number, verdict, None, None, action, expert, 1, {skill: BATCH}, 0, 0.0)
+    part = {"arrival": "x", "verdict": verdict, "action": action, "expert": expert, "version": 1}
+    parts = () if expert is None else (part,)
+    return Arrived(number, action, expert, 1, {skill: BATCH}, 0, 0.0, 0, parts)
 
 
 def test_a_border_is_a_novel_batch_or_one_that_goes_elsewhere() -> None:
@@ -311,7 +314,7 @@ def test_an_expert_is_for_the_skill_of_most_of_its_rows_whatever_batch_it_was_ma
     own = {"expert_1": "letters", "expert_2": "letters"}
     assert new_for_returning(stream, told, own) == 1
     assert new_for_returning(stream, told, own | {"expert_2": "signs"}) == 0
-    parts = [{"arrival": "x", "action": "created", "expert": "expert_2", "version": 1}]
+    parts = [*told[1].parts, {"arrival": "y", "verdict": "known", "action": "statistics"}]
     several = [told[0], replace(told[1], expert=None, parts=parts)]
     assert new_for_returning(stream, several, own) == 1
 

@@ -46,7 +46,7 @@ def setting(folder: Path, kind: str = "hard", **changes: Any) -> Setting:
         "learning_rate": 1e-2,
         "batch_rows": 4,
         "targets": "all-linear",
-        "learn": settings(),
+        "learn": settings(novelty={"min_cluster": 24, "alike": 0.3, "strange_share": 0.1}),
         "base": tiny_base,
         "base_name": "tiny-llama",
         "fmt": PLAIN,

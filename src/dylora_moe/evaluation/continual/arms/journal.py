@@ -13,7 +13,6 @@ from typing import Any
 from dylora_moe.evaluation.continual.streams import BLUR, Stream
 from dylora_moe.lifecycle.results import LearnResult
 from dylora_moe.ports import Registry
-from dylora_moe.records import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,39 +21,34 @@ class Arrived:
 
     Attributes:
         batch: counted from 0.
-        verdict: its name.
-        separability, fit: points of the verdict's two axes; None where not measured.
-        action: what became of it.
-        expert: id of the expert that it went to, and its version; None where it went to none.
+        action: what became of it; of its parts the one that made an expert, else the last.
+        expert: id of the expert that this was, and its version; None where no part changed one.
         skills: its rows by true skill.
         tokens: real tokens trained on, runs that were thrown away included.
         seconds: of learning.
-        parts: of mixed rows, each arrival that the pool made of them and that changed it, with its
-            action, expert and version; then the batch has no expert of its own.
+        waiting: rows that were too few of any kind, of this batch and earlier ones.
+        parts: each arrival that the pool made of it and that changed it, with its verdict, action,
+            expert and version.
     """
 
     batch: int
-    verdict: str
-    separability: float | None
-    fit: float | None
     action: str
     expert: str | None
     version: int | None
     skills: Mapping[str, int]
     tokens: int
     seconds: float
+    waiting: int = 0
     parts: Sequence[Mapping[str, Any]] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        return asdict(self)
+        return {**asdict(self), "parts": [dict(one) for one in self.parts]}
 
     @property
     def made(self) -> tuple[str, ...]:
         """Ids of the experts that were made of it."""
-        if self.parts:
-            return tuple(one["expert"] for one in self.parts if one["action"] == "created")
-        return (self.expert,) if self.action == "created" and self.expert else ()
+        return tuple(one["expert"] for one in self.parts if one["action"] == "created")
 
     @property
     def most(self) -> str:
@@ -69,97 +63,54 @@ def name_of(batch: int) -> str:
 
 def arrived(
     batch: int,
-    result: LearnResult,
-    registry: Registry,
-    truth: Mapping[str, int],
-    tokens: int,
-    expert_of: Callable[[str], str],
-) -> Arrived:
-    """The record of a batch.
-
-    A batch that an earlier process learned, and did not live to write down, is answered with
-    *unchanged*: then the pool's own events tell what became of it.
-
-    Args:
-        batch: counted from 0.
-        result: of learning it.
-        registry: of the pool.
-        truth: its rows by true skill.
-        tokens: real tokens trained on.
-        expert_of: an expert's id by what the pool calls it.
-    """
-    verdict, action, seconds = result.verdict, str(result.action), result.seconds
-    first = _axes(verdict)
-    name = verdict.name
-    expert, version = result.expert, result.version
-    if action == "unchanged":
-        for event in registry.events():
-            if event.numbers.get("arrival") != name_of(batch):
-                continue
-            if event.kind == "arrival":
-                name = event.numbers["verdict"]
-                first = tuple(
-                    None if event.numbers[axis] is None else float(event.numbers[axis]["value"])
-                    for axis in ("separability", "fit")
-                )
-            elif event.kind == "promoted":
-                action, seconds = event.numbers["action"], event.numbers["seconds"]
-                expert, version = event.numbers["expert"], event.numbers["version"]
-    return Arrived(
-        batch,
-        name,
-        first[0],
-        first[1],
-        action,
-        None if expert is None else expert_of(expert),
-        version,
-        dict(truth),
-        tokens,
-        seconds,
-    )
-
-
-def sorted_out(
-    batch: int,
     results: Sequence[LearnResult],
     registry: Registry,
     truth: Mapping[str, int],
     tokens: int,
+    seconds: float,
     expert_of: Callable[[str], str],
 ) -> Arrived:
-    """The record of a batch of mixed rows, of which the pool makes arrivals of its own.
+    """The record of a batch that the pool sorted, and of which it made arrivals of its own.
 
     What became of them is read off the pool's events since it sorted the batch: some may have been
     learned by an earlier process.
 
     Args:
-        batch, registry, truth, tokens, expert_of: as `arrived`.
+        batch: counted from 0.
         results: of learning what was left of it; at least one.
+        registry: of the pool.
+        truth: its rows by true skill.
+        tokens: real tokens trained on.
+        seconds: of learning.
+        expert_of: an expert's id by what the pool calls it.
     """
-    parts, here = [], False
+    parts, verdicts, here, waiting = [], dict[str, str](), False, 0
     for event in registry.events():
+        told = event.numbers
         if event.kind == "sorted":
-            here = event.numbers["traffic"] == name_of(batch)
+            here = told["traffic"] == name_of(batch)
+            waiting = int(told["waiting"]) if here else waiting
+        elif here and event.kind == "arrival":
+            verdicts[told["arrival"]] = told["verdict"]
         elif here and event.kind == "promoted":
-            told = event.numbers
             parts.append({
                 "arrival": told["arrival"],
+                "verdict": verdicts.get(told["arrival"]),
                 "action": told["action"],
                 "expert": expert_of(told["expert"]),
                 "version": told["version"],
             })  # fmt: skip
-    actions = [one["action"] for one in parts] or [str(result.action) for result in results]
+    made = [one for one in parts if one["action"] == "created"]
+    main = (made or parts)[-1] if parts else None
     return Arrived(
         batch,
-        "mixed",
-        None,
-        None,
-        "created" if "created" in actions else actions[-1],
-        None,
-        None,
+        str(results[-1].action if main is None else main["action"]),
+        None if main is None else str(main["expert"]),
+        None if main is None else int(main["version"]),
         dict(truth),
         tokens,
-        sum(result.seconds for result in results),
+        seconds,
+        waiting,
         tuple(parts),
     )
 
@@ -196,19 +147,20 @@ def new_for_returning(
 
 
 def borders(stream: Stream, told: Sequence[Arrived]) -> dict[str, Any] | None:
-    """The true borders and those that the pool's verdicts name, in batches, with the window in
-    which they match; None where the stream has none.
+    """The true borders and those that the pool sees, in batches, with the window in which they
+    match; None where the stream has none.
 
-    A batch is a border where its verdict is *novel* or *covered*, or where it went to another
-    expert than the one before it that went to any. A border within a batch may be seen only at the
-    next one, of which all rows are the new skill's.
+    A batch is a border where a part of it was *novel* or *covered*, or where another expert learned
+    from it than from the one before. A border within a batch may be seen only at the next one, of
+    which all rows are the new skill's.
     """
     if not stream.truth.borders:
         return None
     detected, before = [], None
     for one in told:
         moved = one.expert is not None and before is not None and one.expert != before
-        if before is not None and (moved or one.verdict in ("novel", "covered")):
+        new = any(part["verdict"] in ("novel", "covered") for part in one.parts)
+        if before is not None and (moved or new):
             detected.append(one.batch)
         before = one.expert or before
     first = stream.truth.visits[0]
@@ -222,9 +174,3 @@ def borders(stream: Stream, told: Sequence[Arrived]) -> dict[str, Any] | None:
         "tolerance": max(within, rows // size - 1 - mixed),
         "early": mixed,
     }
-
-
-def _axes(verdict: Verdict) -> tuple[float | None, ...]:
-    return tuple(
-        None if axis is None else float(axis.value) for axis in (verdict.separability, verdict.fit)
-    )

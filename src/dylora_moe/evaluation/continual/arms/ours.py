@@ -1,8 +1,10 @@
 """This project's pool: it is given the batches, without names or borders, and nothing else.
 
 Learns through the same front as a person (`Pool.learn_arrivals`), so all that a pool does with data
-is in it: verdicts, waiting rows, the gate. What the pool has learned stays in the arm's folder, and
-an interrupted run goes on from there.
+is in it: verdicts, waiting rows, the gate. Nobody says that a batch is of one skill, so each is
+sorted first, as `learn --mixed` does: a batch in which one skill ends and the next begins would
+otherwise go to the older one's expert whole. What the pool has learned stays in the arm's folder,
+and an interrupted run goes on from there.
 """
 
 from __future__ import annotations
@@ -26,7 +28,6 @@ from dylora_moe.evaluation.continual.arms.journal import (
     borders,
     name_of,
     new_for_returning,
-    sorted_out,
     true_skills,
 )
 from dylora_moe.evaluation.continual.arms.routed import (
@@ -83,6 +84,8 @@ class _Learning:
 
     def __init__(self, pool: Pool, setting: Setting) -> None:
         self._pool, self._setting = pool, setting
+        # Generated answers are scores for people; nothing is decided by them.
+        self._settings = setting.learn.model_copy(update={"generate_scores": 0})
         self._told = [Arrived(**one) for one in _read(setting.folder / _TOLD)]
         self._tests = Asked(pool.live, setting.test_rows)
         self._facts: dict[int, Mapping[str, Any]] = {}
@@ -147,23 +150,22 @@ class _Learning:
     def _learn(self, batch: int, rows: Sequence[Any], skills: Mapping[str, int]) -> None:
         setting, pool = self._setting, self._pool
         arrival = Arrival(name_of(batch), tuple(rows))
-        mixed = setting.stream.kind == "mixed"
-        results = pool.learn_arrivals([arrival], mixed=mixed, settings=setting.learn)
+        start = time.perf_counter()
+        results = pool.learn_arrivals([arrival], mixed=True, settings=self._settings)
+        seconds = time.perf_counter() - start
         tokens = _trained_tokens(pool) - sum(one.tokens for one in self._told)
 
         def expert_of(alias: str) -> str:
             return pool.live.version(alias).expert_id
 
-        facts = pool.registry, skills, tokens, expert_of
-        self._told.append(
-            sorted_out(batch, results, *facts) if mixed else arrived(batch, results[0], *facts)
-        )
+        told = arrived(batch, results, pool.registry, skills, tokens, seconds, expert_of)
+        self._told.append(told)
         write_whole(
             setting.folder / _TOLD, json.dumps([one.to_json() for one in self._told]) + "\n"
         )
         setting.told(
-            f"batch {batch + 1}/{len(setting.stream.batches)}: {self._told[-1].verdict}, "
-            f"{self._told[-1].action}; {len(pool.live.versions)} experts; "
+            f"batch {batch + 1}/{len(setting.stream.batches)}: {self._told[-1].action}; "
+            f"{len(pool.live.versions)} experts; "
             f"{self._told[-1].seconds:.0f} s"
         )
 
@@ -227,7 +229,7 @@ def growth(stream: Stream, told: Sequence[Arrived], owners: Mapping[str, str]) -
         grown.append(made)
     return {
         "grown_after_batch": grown,
-        "waiting": sum(sum(one.skills.values()) for one in told if one.action == "waiting"),
+        "waiting": told[-1].waiting if told else 0,
         "new_for_returning": new_for_returning(stream, told, owners),
         "borders": borders(stream, told),
     }
