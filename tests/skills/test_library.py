@@ -47,7 +47,7 @@ def test_a_skill_is_written_and_read_bit_for_bit(dtype: torch.dtype) -> None:
     built = SkillLibrary(dtype=dtype)
     skill = built.add_skill("a", cluster(0), "expert_0")
     other = SkillLibrary()
-    again = other.load(skill.to_bytes())
+    again = other.put(Skill.from_bytes(skill.to_bytes()))
     assert again.features.dtype == dtype
     assert torch.equal(again.features, skill.features)
     assert torch.equal(again.statistics.mean, skill.statistics.mean)
@@ -119,7 +119,7 @@ def test_a_skill_of_another_width_is_refused_and_the_library_stays_as_it_was() -
     before, ranked = built.skills, built.nearest(cluster(0, 20))
     for refused in (
         lambda: built.put(narrow["skill_1"]),
-        lambda: built.load(narrow["skill_1"].to_bytes()),
+        lambda: built.put(Skill.from_bytes(narrow["skill_1"].to_bytes())),
         lambda: built.add_skill("skill_2", cluster(2, d=12), "expert_2"),
     ):
         with pytest.raises(RoutingError, match=r"skill_\d has 12 features .* others have 24"):

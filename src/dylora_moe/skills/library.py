@@ -177,10 +177,6 @@ class SkillLibrary:
         self._ranking = None
         return skill
 
-    def load(self, body: bytes) -> Skill:
-        """Puts in the skill of `Skill.to_bytes`; raises as `Skill.from_bytes`."""
-        return self.put(Skill.from_bytes(body))
-
     def nearest(
         self, features: Float[Tensor, "batch d"], k: int = 3
     ) -> tuple[tuple[str, float], ...]:
