@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ablations_table import AS_IT_IS, Run, compared, rows
 from machine import machine, versions
-from measured import Row
 
 from dylora_moe.config import LearnSettings
 from dylora_moe.foundation.base import DEFAULT_BASE, Base, load_base
@@ -39,7 +38,6 @@ from dylora_moe.tuning.trials import Ground
 
 SKILLS = ("wikisql", "snips", "nl2bash", "clinc150")
 FORMAT = PromptFormat("plain", None)
-AS_IT_IS = "as it is"
 START = LearnSettings()
 
 
@@ -89,28 +87,6 @@ VARIANTS: Mapping[str, Variant] = {
 }
 
 
-@dataclass(frozen=True)
-class Run:
-    """What came out of one training.
-
-    Attributes:
-        variant, skill, rows, seed: of what.
-        loss: over the test rows, nats, token mean.
-        right: share of the test rows whose greedy answer is the expected one to the letter.
-        tokens: of all updates.
-        seconds: of the training.
-    """
-
-    variant: str
-    skill: str
-    rows: int
-    seed: int
-    loss: float
-    right: float
-    tokens: int
-    seconds: float
-
-
 def run(folder: Path, name: str, rows: int, test: int, seed: int) -> Run:
     """Trains one skill alone in the variant of this name."""
     variant = VARIANTS[name]
@@ -136,55 +112,6 @@ def missing(
                     yield variant, skill, seed
 
 
-def compared(runs: Sequence[Run]) -> list[Row]:
-    """Each variant over what it is by default: loss by the geometric mean over skills and seeds,
-    with the interval of a t test on its logarithm; right answers by the mean difference."""
-    found = []
-    for rows in sorted({one.rows for one in runs}):
-        usual = {(o.skill, o.seed): o for o in runs if o.variant == AS_IT_IS and o.rows == rows}
-        for name in VARIANTS:
-            pairs = [
-                (one, usual[one.skill, one.seed])
-                for one in runs
-                if one.variant == name and one.rows == rows and (one.skill, one.seed) in usual
-            ]
-            if name != AS_IT_IS and pairs:
-                found += _rows(f"{name}, {rows} rows", pairs)
-    return found
-
-
-def _rows(name: str, pairs: Sequence[tuple[Run, Run]]) -> list[Row]:
-    loss = _interval([math.log(a.loss / b.loss) for a, b in pairs])
-    right = _interval([100 * (a.right - b.right) for a, b in pairs])
-    seconds = _interval([math.log(a.seconds / b.seconds) for a, b in pairs])
-    by_ratio = [tuple(math.exp(x) for x in found) for found in (loss, seconds)]
-    note = f"{len(pairs)} trainings each"
-    said = f"{name} / {AS_IT_IS}"
-    return [
-        _row(f"held-out loss, {said}", by_ratio[0], note),
-        replace(_row(f"right answers, {name} less {AS_IT_IS}, points", right, note),
-                direction="at least"),
-        _row(f"seconds of training, {said}", by_ratio[1], note),
-    ]  # fmt: skip
-
-
-def _row(measure: str, found: Sequence[float], note: str) -> Row:
-    value, low, high = found
-    return Row(measure, value, low=low, high=high, note=note, interval=True)
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """The mean with the ends of its 95% interval by Student's t; both infinite for one value."""
-    middle = statistics.fmean(values)
-    if len(values) < 2:
-        return middle, middle, middle
-    from scipy.stats import t
-
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    half = float(t.ppf(0.975, len(values) - 1)) * error
-    return middle, middle - half, middle + half
-
-
 def encoded(base: Base, folder: Path, count: int, test: int, seed: int) -> Skill:
     """A skill's rows as a pool splits them, judged by its test rows."""
     rows = list(read_examples(folder / "train.jsonl"))
@@ -204,7 +131,7 @@ def read(path: Path) -> list[Run]:
     return [Run(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def document(runs: Sequence[Run], rows: Sequence[Row], test: int) -> dict[str, Any]:
+def document(runs: Sequence[Run], test: int) -> dict[str, Any]:
     """The result file."""
     return {
         "benchmark": "ablations",
@@ -216,7 +143,7 @@ def document(runs: Sequence[Run], rows: Sequence[Row], test: int) -> dict[str, A
         "device": "cpu",
         "machine": machine("cpu"),
         "versions": versions(),
-        "rows": [asdict(one) for one in rows],
+        "rows": [asdict(one) for one in rows(runs)],
         "runs": [asdict(one) for one in runs],
     }
 
@@ -245,12 +172,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{one.tokens} tokens, {one.seconds:.1f} s",
             flush=True,
         )
-    rows = compared(runs)
-    for row in rows:
-        print(f"{row.measure}: {row.value:.4f} [{row.low:.4f}, {row.high:.4f}]  {row.note}")
+    for one in compared(runs):
+        print(
+            f"{one.variant}, {one.rows} rows: loss {_shown(one.loss)} of what it is, "
+            f"right {_shown(one.right)} points, time {_shown(one.seconds)}; "
+            f"{len(one.pairs)} trainings each"
+        )
     if arguments.out is not None:
-        text = json.dumps(document(runs, rows, arguments.test), indent=1, ensure_ascii=False)
+        text = json.dumps(document(runs, arguments.test), indent=1, ensure_ascii=False)
         arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+def _shown(found: Sequence[float]) -> str:
+    return f"{found[0]:.3f} [{found[1]:.3f}, {found[2]:.3f}]"
 
 
 if __name__ == "__main__":

@@ -26,12 +26,16 @@ def scripts(folder: Path = FOLDER) -> list[Path]:
 
 
 def arguments_of(script: Path, given: Sequence[str]) -> list[str]:
-    """What of the arguments a benchmark takes: `--data` only where its rows are learned."""
+    """What of the arguments a benchmark takes: `--data` and `--rows` only where it learns rows."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--data", default=None)
-    known, rest = parser.parse_known_args(given)
-    takes = known.data is not None and _uses_data(script)
-    return [*rest, *(["--data", known.data] if takes else [])]
+    parser.add_argument("--rows", default=None)
+    known, found = parser.parse_known_args(given)
+    if _has(script, "uses_data") and known.data is not None:
+        found += ["--data", known.data]
+    if _has(script, "rows", of="Options") and known.rows is not None:
+        found += ["--rows", known.rows]
+    return found
 
 
 def run(script: Path, arguments: Sequence[str]) -> int:
@@ -65,10 +69,15 @@ def _calls_harness(path: Path) -> bool:
     )
 
 
-def _uses_data(path: Path) -> bool:
+def _has(path: Path, keyword: str, of: str = "Benchmark") -> bool:
+    """Whether the script calls `of` with this keyword, other than as False."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    given = [node for node in ast.walk(tree) if isinstance(node, ast.keyword)]
-    return any(node.arg == "uses_data" and ast.unparse(node.value) == "True" for node in given)
+    return any(
+        isinstance(node, ast.Call)
+        and ast.unparse(node.func) == of
+        and any(one.arg == keyword and ast.unparse(one.value) != "False" for one in node.keywords)
+        for node in ast.walk(tree)
+    )
 
 
 if __name__ == "__main__":

@@ -111,8 +111,8 @@ def test_the_process_of_an_arm_gets_the_options_of_its_benchmark(options: Option
     assert harness._options(one, told) == options
 
 
-def test_all_benchmarks_hand_data_to_those_that_take_it() -> None:
-    given = ["--rounds", "2", "--data", "there"]
+def test_all_benchmarks_hand_data_and_rows_to_those_that_take_them() -> None:
+    given = ["--rounds", "2", "--data", "there", "--rows", "256"]
     scripts = {path.stem: path for path in run_all.scripts()}
     assert run_all.arguments_of(scripts["learning"], given) == given
     assert run_all.arguments_of(scripts["training_step"], given) == ["--rounds", "2"]

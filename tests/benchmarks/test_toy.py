@@ -19,8 +19,10 @@ from tests import docs_reading as docs
 
 BENCHMARKS = run_all.scripts()
 NO_BENCHMARKS = {
+    "ablations",
     "parts",
     "real_skills",
+    "results_page",
     "router_features",
     "run_all",
     "scoreboard",

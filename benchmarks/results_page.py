@@ -1,0 +1,60 @@
+"""The page of what was learned: every kept run of the continual bench, then the ablations.
+
+python benchmarks/results_page.py --write docs/results.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from ablations_table import table
+from page import replaced
+from verdicts import RESULTS
+
+
+def body(page: Path, folder: Path = RESULTS) -> str:
+    """The generated part of the page.
+
+    Args:
+        page: where it lies, for links to figures.
+        folder: of the result files.
+    """
+    parts = [_embedded(path, page) for path in sorted((folder / "continual").glob("*.md"))]
+    ablations = folder / "ablations.json"
+    if ablations.exists():
+        found = json.loads(ablations.read_text(encoding="utf-8"))
+        parts.append(
+            "\n\n".join(
+                (
+                    f"## {found['title']}",
+                    f"Compared: {found['compared']}.",
+                    f"```bash\n{found['command']}\n```",
+                    table(found["runs"]),
+                )
+            )
+        )
+    return "\n\n".join(parts)
+
+
+def _embedded(path: Path, page: Path) -> str:
+    """A run's own page: its headings a level lower, its drawings found from ours."""
+    text = re.sub(r"^#", "##", path.read_text(encoding="utf-8"), flags=re.MULTILINE).strip()
+    there = Path(os.path.relpath(path.parent.resolve(), page.resolve().parent)).as_posix()
+    return re.sub(r"!\[([^\]]*)\]\(([^)]*)\)", rf"![\1]({there}/\2)", text)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="What was learned, as a page.")
+    parser.add_argument("--write", type=Path, required=True, help="page to write anew")
+    page = parser.parse_args(argv).write
+    text = page.read_text(encoding="utf-8")
+    page.write_text(replaced(text, body(page), page), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
