@@ -192,6 +192,24 @@ def test_an_arm_that_there_is_not_is_refused_before_anything_runs(plan: Plan) ->
     assert given["ours"].given == []
 
 
+def test_visits_that_never_make_a_cluster_are_refused_before_anything_runs(plan: Plan) -> None:
+    given = arms()
+    with pytest.raises(ConfigError, match=r"a visit has 8 rows, .* from 64 on; give more --rows"):
+        run(replace(plan, learn=LearnSettings()), known(given))
+    assert ran(given) == []
+    # Nobody sorts rows where the pool is not asked.
+    run(replace(plan, preset=replace(SMALL, arms={"hard": ("base",)}), learn=LearnSettings()),
+        known(given))  # fmt: skip
+    assert ran(given) == ["hard-base"]
+
+
+def test_a_stream_may_be_answered_at_its_end_alone(plan: Plan) -> None:
+    given = arms()
+    run(replace(plan, preset=replace(SMALL, at_end=("blurred",))), known(given))
+    asked = {one.stream.kind: one.every_visit for one in given["ours"].given}
+    assert asked == {"hard": True, "blurred": False}
+
+
 def test_every_arm_gets_the_same_rows_and_the_products_figures(plan: Plan) -> None:
     given = arms()
     run(plan, known(given))
