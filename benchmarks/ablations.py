@@ -175,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for one in compared(runs):
         print(
             f"{one.variant}, {one.rows} rows: loss {_shown(one.loss)} of what it is, "
-            f"right {_shown(one.right)} points, time {_shown(one.seconds)}; "
+            f"right {_shown(one.right)} points, tokens {one.tokens:.2f}; "
             f"{len(one.pairs)} trainings each"
         )
     if arguments.out is not None:

@@ -57,8 +57,9 @@ class Compared:
         return _ratio([a.loss / b.loss for a, b in self.pairs])
 
     @property
-    def seconds(self) -> tuple[float, float, float]:
-        return _ratio([a.seconds / b.seconds for a, b in self.pairs])
+    def tokens(self) -> float:
+        """What it costs: ratio of the tokens trained on; seconds depend on who else is there."""
+        return _ratio([a.tokens / b.tokens for a, b in self.pairs])[0]
 
     @property
     def right(self) -> tuple[float, float, float]:
@@ -87,13 +88,10 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     """The scoreboard's rows."""
     found = []
     for one in compared(runs):
+        value, low, high = one.loss
+        measure = f"held-out loss, {one.variant}, {one.rows} rows / {AS_IT_IS}"
         note = f"{len(one.pairs)} trainings each"
-        said = f"{one.variant}, {one.rows} rows / {AS_IT_IS}"
-        for measure, (value, low, high) in (
-            (f"held-out loss, {said}", one.loss),
-            (f"seconds of training, {said}", one.seconds),
-        ):
-            found.append(Row(measure, value, low=low, high=high, note=note, interval=True))
+        found.append(Row(measure, value, low=low, high=high, note=note, interval=True))
     return found
 
 
@@ -107,7 +105,7 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
         "loss / as it is",
         *skills,
         "exact answers, points",
-        "time / as it is",
+        "tokens / as it is",
     ]
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
     for one in compared(read):
@@ -117,10 +115,10 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
             each.append(
                 f"{math.exp(statistics.fmean(map(math.log, ratios))):.3f}" if ratios else "-"
             )
-        loss, right, seconds = one.loss, one.right, one.seconds
+        loss, right = one.loss, one.right
         cells = [
             one.variant, str(one.rows), f"{loss[0]:.3f} [{loss[1]:.3f}, {loss[2]:.3f}]", *each,
-            f"{right[0]:+.1f} [{right[1]:+.1f}, {right[2]:+.1f}]", f"{seconds[0]:.2f}",
+            f"{right[0]:+.1f} [{right[1]:+.1f}, {right[2]:+.1f}]", f"{one.tokens:.2f}",
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
