@@ -17,7 +17,7 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from ablations_table import AS_IT_IS, Run, compared, rows
 from machine import machine, versions
 
 from dylora_moe.config import LearnSettings
+from dylora_moe.errors import TrainingError
 from dylora_moe.foundation.base import DEFAULT_BASE, Base, load_base
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.text.reading import read_examples
@@ -96,15 +97,22 @@ def run(folder: Path, name: str, rows: int, test: int, seed: int) -> Run:
     loss = sum(a * b for a, b in zip(found.judged, found.weights, strict=True))
     return Run(
         name, folder.name, rows, seed, loss / sum(found.weights),
-        statistics.fmean(found.exact), found.tokens, found.seconds,
+        statistics.fmean(found.exact), found.tokens, found.seconds, test,
     )  # fmt: skip
 
 
 def missing(
-    done: Sequence[Run], variants: Sequence[str], skills: Sequence[str], rows: int, seeds: int
+    done: Sequence[Run],
+    variants: Sequence[str],
+    skills: Sequence[str],
+    rows: int,
+    seeds: int,
+    test: int = 200,
 ) -> Iterator[tuple[str, str, int]]:
     """Variant, skill and seed of what is yet to be run; whole seeds first."""
-    there = {(one.variant, one.skill, one.seed) for one in done if one.rows == rows}
+    there = {
+        (one.variant, one.skill, one.seed) for one in done if (one.rows, one.test) == (rows, test)
+    }
     for seed in range(seeds):
         for variant in variants:
             for skill in skills:
@@ -131,14 +139,16 @@ def read(path: Path) -> list[Run]:
     return [Run(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def document(runs: Sequence[Run], test: int) -> dict[str, Any]:
+def document(runs: Sequence[Run]) -> dict[str, Any]:
     """The result file."""
     return {
         "benchmark": "ablations",
         "title": "Choices in training an expert, one at a time",
         "compared": "one skill trained alone in a variant and by default, the same rows in the "
-        f"same order; {test} test rows; means over {', '.join(sorted({o.skill for o in runs}))}",
-        "command": "python benchmarks/ablations.py --data path/to/skills --runs runs.jsonl",
+        f"same order; {_all(o.test for o in runs)} test rows; means over "
+        f"{_all(o.skill for o in runs)}; seeds {_all(o.seed for o in runs)}",
+        "command": "python benchmarks/ablations.py --data path/to/skills --runs runs.jsonl "
+        "--variants " + " ".join(f'"{name}"' for name in dict.fromkeys(o.variant for o in runs)),
         "date": time.strftime("%Y-%m-%d"),
         "device": "cpu",
         "machine": machine("cpu"),
@@ -146,6 +156,10 @@ def document(runs: Sequence[Run], test: int) -> dict[str, Any]:
         "rows": [asdict(one) for one in rows(runs)],
         "runs": [asdict(one) for one in runs],
     }
+
+
+def _all(found: Iterable[object]) -> str:
+    return ", ".join(str(one) for one in sorted(set(found), key=str))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -161,9 +175,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     names = [AS_IT_IS, *(name for name in arguments.variants if name != AS_IT_IS)]
     runs = read(arguments.runs)
-    todo = list(missing(runs, names, arguments.skills, arguments.rows, arguments.seeds))
+    todo = list(
+        missing(runs, names, arguments.skills, arguments.rows, arguments.seeds, arguments.test)
+    )
     for name, skill, seed in todo:
-        one = run(arguments.data / skill, name, arguments.rows, arguments.test, seed)
+        try:
+            one = run(arguments.data / skill, name, arguments.rows, arguments.test, seed)
+        except TrainingError as error:
+            print(f"{name:18} {skill:10} seed {seed}: {error}", flush=True)
+            continue
         runs.append(one)
         with arguments.runs.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(one)) + "\n")
@@ -179,7 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{len(one.pairs)} trainings each"
         )
     if arguments.out is not None:
-        text = json.dumps(document(runs, arguments.test), indent=1, ensure_ascii=False)
+        text = json.dumps(document(runs), indent=1, ensure_ascii=False)
         arguments.out.write_text(text + "\n", encoding="utf-8")
 
 

@@ -26,6 +26,7 @@ class Run:
         right: share of the test rows whose greedy answer is the expected one to the letter.
         tokens: of all updates.
         seconds: of the training.
+        test: test rows that were asked for.
     """
 
     variant: str
@@ -36,6 +37,7 @@ class Run:
     right: float
     tokens: int
     seconds: float
+    test: int = 200
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,12 @@ def compared(runs: Sequence[Run]) -> list[Compared]:
     found = []
     for rows in sorted({one.rows for one in runs}):
         here = [one for one in runs if one.rows == rows]
-        usual = {(one.skill, one.seed): one for one in here if one.variant == AS_IT_IS}
+        usual = {(o.skill, o.seed, o.test): o for o in here if o.variant == AS_IT_IS}
         for name in dict.fromkeys(one.variant for one in here if one.variant != AS_IT_IS):
             pairs = tuple(
-                (one, usual[one.skill, one.seed])
+                (one, usual[one.skill, one.seed, one.test])
                 for one in here
-                if one.variant == name and (one.skill, one.seed) in usual
+                if one.variant == name and (one.skill, one.seed, one.test) in usual
             )
             if pairs:
                 found.append(Compared(name, rows, pairs))

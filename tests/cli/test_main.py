@@ -22,7 +22,7 @@ COMMANDS = {
     "init", "plan", "learn", "eval", "generate", "chat", "report", "doctor",
     "experts list", "experts show", "experts import", "experts export", "experts rename",
     "experts rollback", "experts remove", "data preview", "data sample",
-    "bench continual",
+    "bench continual", "tune",
 }  # fmt: skip
 
 HEAVY = ("torch", "transformers", "peft", "matplotlib", "sklearn", "datasets", "sqlalchemy")

@@ -39,6 +39,23 @@ def test_the_first_trial_is_where_one_starts_and_counts_as_one(tmp_path: Path) -
     assert first[0].skills["hard"].loss == 4
 
 
+def test_where_one_starts_is_known_again_whatever_its_digits(tmp_path: Path) -> None:
+    odd = {"rate": 0.0012345, "rank": 8}
+    made = Search(tmp_path / "trials.db", "it", SPACE, odd, ["easy"])
+    assert [one.values for one in made.run(bowl, seconds=0)] == [odd]
+    again = Search(tmp_path / "trials.db", "it", SPACE, odd, ["easy"]).run(bowl, seconds=0)
+    assert len(again) == 1
+
+
+@pytest.mark.parametrize("loss", [0.0, float("nan")])
+def test_a_loss_of_nought_or_none_ends_no_search(tmp_path: Path, loss: float) -> None:
+    def falls(name: str, values: Mapping[str, Value], look: Callable[[], None]) -> Trained:
+        return came(loss if values["rate"] != START["rate"] else 0.0)
+
+    found = search(tmp_path).run(falls, seconds=LONG, trials=3)
+    assert [one.whole for one in found] == [True, *[loss == 0.0] * 2]
+
+
 def test_it_finds_the_better_rate(tmp_path: Path) -> None:
     found = search(tmp_path).run(bowl, seconds=LONG, trials=25)
     best = min((one for one in found if one.whole), key=lambda one: one.ratio)

@@ -66,6 +66,22 @@ def test_keys_are_chosen_and_others_refused() -> None:
         chosen(START, ["expert.ranks"])
 
 
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"seeding": None}, "seeding.learning_rate"),
+        ({"expert": {"targets": ["q_proj", "v_proj"]}}, "expert.targets"),
+    ],
+)
+def test_what_has_no_one_value_is_left_out_and_refused_by_name(
+    settings: dict[str, object], key: str
+) -> None:
+    start = parse(LearnSettings, settings, "t")
+    assert key not in chosen(start)
+    with pytest.raises(ConfigError, match="no one value there to start from"):
+        chosen(start, [key])
+
+
 def test_differences_are_what_set_takes() -> None:
     found = with_values(START, {"expert.rank": 4, "seeding": False, "consolidation.epochs": 1.0})
     told = differences(found)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dylora_moe.config import LearnSettings
+from dylora_moe.config import ExpertSettings, LearnSettings
 from dylora_moe.errors import ConfigError, DataError
 from dylora_moe.parsing import override, parse
 from dylora_moe.records import Arrival
@@ -107,6 +107,7 @@ def test_the_choice_is_judged_by_rows_it_never_saw() -> None:
     assert fooled.best is lucky
     assert not fooled.better
     assert "may be chance" in fooled.message
+    assert fooled.settings == {}, "one stays where one was"
     found = outcome([first, good], START)
     assert found.better
     assert found.against is not None
@@ -124,3 +125,12 @@ def test_what_is_written_is_what_learn_takes() -> None:
     assert by_file.seeding is None
     assert (by_file.expert.rank, by_file.expert.alpha) == (16, 32.0)
     assert by_file.consolidation.epochs == 4.0
+
+
+def test_paths_and_dotted_names_are_written_so_that_they_are_read_again(tmp_path: Path) -> None:
+    sets = {"my.set": tmp_path / "v.jsonl"}
+    start = LearnSettings(evaluation=sets, expert=ExpertSettings(targets=("q_proj", "v_proj")))
+    found = outcome([trial(0, 1.0, 1.0)], start)
+    written = yaml.safe_load(document(found))
+    by_file = parse(LearnSettings, written["learn"], "file")
+    assert by_file == parse(LearnSettings, override({}, words(found)), "--set") == start

@@ -129,7 +129,7 @@ def tune(
 def _render(console: Console, found: Tuned, settings: Path, chosen: list[str]) -> None:
     console.print(_table(found))
     console.print(f"\n{found.message}", markup=False, highlight=False)
-    if found.best is not found.first:
+    if found.better:
         told = " ".join(f"--set {shlex.quote(one)}" for one in chosen)
         console.print(f"  dylora learn POOL FILES {told}", markup=False, highlight=False)
     console.print(f"{settings}", markup=False, highlight=False)

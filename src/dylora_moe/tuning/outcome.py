@@ -5,8 +5,10 @@ Knows trials and settings; trains nothing.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -28,7 +30,8 @@ class Tuned:
         best: the whole trial of the lowest loss over watched rows.
         against: best / first, mean over skills of the losses over judged rows; None where the
             first is the best.
-        settings: of the best, as dotted keys, where they are not the defaults.
+        settings: what to learn with, as dotted keys, where they are not the defaults: the best's
+            where it is better, else those one started from.
     """
 
     trials: tuple[Trial, ...]
@@ -67,7 +70,8 @@ def outcome(trials: Sequence[Trial], start: LearnSettings) -> Tuned:
             for name in first.skills
         ]
         against = mean_ratio(pairs)
-    settings = differences(with_values(start, best.values))
+    better = against is not None and against.high < 1.0
+    settings = differences(with_values(start, best.values) if better else start)
     return Tuned(tuple(trials), first, best, against, settings)
 
 
@@ -79,12 +83,12 @@ def document(tuned: Tuned) -> str:
         place = values
         for group in groups:
             place = place.setdefault(group, {})
-        place[last] = list(value) if isinstance(value, tuple) else value
-    head = (
-        f"# {tuned.message}\n# Trial {tuned.best.number} of {len(tuned.trials)}; put this into a "
-    )
+        place[last] = _plain(value)
     body = yaml.safe_dump({"learn": values}, sort_keys=False)
-    return f"{head}stream file, or give it key by key with --set.\n{body}"
+    head = (
+        f"# {tuned.message}\n# Of {len(tuned.trials)} trials; put this into a stream file, or give "
+    )
+    return f"{head}it key by key with --set.\n{body}"
 
 
 def words(tuned: Tuned) -> list[str]:
@@ -93,8 +97,14 @@ def words(tuned: Tuned) -> list[str]:
 
 
 def _word(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+    # JSON is YAML too, which `--set` reads.
+    return value if isinstance(value, str) else json.dumps(_plain(value))
+
+
+def _plain(value: object) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    # A file of settings may lie elsewhere than where the path was typed.
+    return str(value.resolve()) if isinstance(value, Path) else value

@@ -62,20 +62,21 @@ def chosen(start: LearnSettings, keys: Sequence[str] = ()) -> dict[str, Dimensio
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(SPACE)}"
             raise ConfigError(f"--search {key}: nothing is searched under this key; {hint}")
     usual = values_of(start, SPACE)
-    return {
-        key: _holding(SPACE[key], usual[key])
-        for key in keys or SPACE
-        # Phases that are switched off have no rate that could be where the search starts.
-        if key in usual
-    }
+    for key in keys:
+        if key not in usual:
+            raise ConfigError(
+                f"--search {key}: the settings have no one value there to start from (a phase that "
+                "is off, or a list of layers); leave it out, or the setting"
+            )
+    return {key: _holding(SPACE[key], usual[key]) for key in keys or SPACE if key in usual}
 
 
 def values_of(settings: LearnSettings, space: Space) -> dict[str, Value]:
-    """What the settings have under the keys of the space; without the seeding phase's where it is
-    off."""
+    """What the settings have under the keys of the space; without those of a seeding phase that is
+    off, and without targets that are a list."""
     flat = _flat(settings.model_dump())
     flat[SEEDING] = settings.seeding is not None
-    return {key: flat[key] for key in space if key in flat}
+    return {key: flat[key] for key in space if key in flat and not isinstance(flat[key], tuple)}
 
 
 def with_values(start: LearnSettings, values: Mapping[str, Value]) -> LearnSettings:
@@ -116,7 +117,8 @@ def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Groups as dotted keys; what holds no keys as it is, and a group that is off not at all."""
     found: dict[str, Any] = {}
     for key, value in values.items():
-        if isinstance(value, Mapping):
+        # The names of evaluation sets are a person's and may hold dots.
+        if isinstance(value, Mapping) and key != "evaluation":
             found |= {f"{key}.{inner}": one for inner, one in _flat(value).items()}
         elif value is not None or key != SEEDING:
             found[key] = value

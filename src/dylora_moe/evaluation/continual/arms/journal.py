@@ -21,14 +21,15 @@ class Arrived:
 
     Attributes:
         batch: counted from 0.
-        action: what became of it; of its parts the one that made an expert, else the last.
+        action: what became of it; of its parts the one that made an expert, else the largest.
         expert: id of the expert that this was, and its version; None where no part changed one.
         skills: its rows by true skill.
         tokens: real tokens trained on, runs that were thrown away included.
         seconds: of learning.
-        waiting: rows that were too few of any kind, of this batch and earlier ones.
-        parts: each arrival that the pool made of it and that changed it, with its verdict, action,
-            expert and version.
+        waiting: rows, of this batch and earlier ones, that were too few of any kind to be sorted
+            out; those of a kind that waits under its own name are not among them.
+        parts: each arrival that the pool made of it and that changed it, with its rows, verdict,
+            action, expert and version.
     """
 
     batch: int
@@ -84,24 +85,26 @@ def arrived(
         seconds: of learning.
         expert_of: an expert's id by what the pool calls it.
     """
-    parts, verdicts, here, waiting = [], dict[str, str](), False, 0
+    parts, seen, here, waiting = [], dict[str, Mapping[str, Any]](), False, 0
     for event in registry.events():
         told = event.numbers
         if event.kind == "sorted":
             here = told["traffic"] == name_of(batch)
             waiting = int(told["waiting"]) if here else waiting
         elif here and event.kind == "arrival":
-            verdicts[told["arrival"]] = told["verdict"]
+            seen[told["arrival"]] = told
         elif here and event.kind == "promoted":
+            arrival = seen.get(told["arrival"], {})
             parts.append({
                 "arrival": told["arrival"],
-                "verdict": verdicts.get(told["arrival"]),
+                "rows": arrival.get("rows", 0),
+                "verdict": arrival.get("verdict"),
                 "action": told["action"],
                 "expert": expert_of(told["expert"]),
                 "version": told["version"],
             })  # fmt: skip
     made = [one for one in parts if one["action"] == "created"]
-    main = (made or parts)[-1] if parts else None
+    main = max(made or parts, key=lambda one: one["rows"], default=None)
     return Arrived(
         batch,
         str(results[-1].action if main is None else main["action"]),
