@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from dylora_moe.evaluation.continual.measures import ArmFigures
 from dylora_moe.evaluation.figures.canvas import shorten
@@ -165,6 +166,7 @@ def _grown(figure: Figure, grown: Mapping[str, Mapping[str, Any]]) -> None:
             label=f"true skills, {stream}",
         )  # fmt: skip
     axes.set_xlabel("batch")
+    axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
     axes.set_ylim(0)
     axes.set_title("Experts grown over the stream")
     figure.legend(loc="outside lower center", ncols=2, fontsize=9)
