@@ -59,6 +59,15 @@ def test_without_optuna_the_extra_is_named(search: Cli, monkeypatch: pytest.Monk
     assert 'pip install "dylora-moe[tune]"' in ran.err
 
 
+def test_rows_of_several_skills_are_refused(cli: Cli, tmp_path: Path) -> None:
+    write_rows(tmp_path / "all.jsonl", rows(LETTERS, 64, 1))
+    stream = tmp_path / "stream.yaml"
+    stream.write_text("arrivals:\n- file: all.jsonl\n  mixed: true\n")
+    ran = cli("tune", stream, "--out", tmp_path / "out")
+    assert ran.code == 2
+    assert "give a file for each skill" in ran.err
+
+
 def test_a_key_that_is_not_searched(search: Cli) -> None:
     ran = search("--search", "expert.rnak")
     assert ran.code == 2

@@ -12,7 +12,7 @@ from dylora_moe.build.pool import Pool
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.lifecycle import judgement
 from dylora_moe.lifecycle.change import load_card
-from dylora_moe.lifecycle.fit import WORST_APART, Home, does_badly_by_t, relative_loss
+from dylora_moe.lifecycle.fit import WORST_APART, WORST_HOME, Home, does_badly_by_t, relative_loss
 from dylora_moe.lifecycle.judgement import Judgement, judge
 from dylora_moe.lifecycle.observation import observe
 from dylora_moe.records import Arrival, Example, Interval
@@ -91,6 +91,27 @@ def test_rows_that_are_told_apart_are_covered_by_what_takes_most_of_the_loss_awa
     assert relative_loss(poor, found, Home(2.5, 3.4, WORST_APART)).value > 0.5
     for home in (Home(0.2, 3.0), Home(0.2, 3.0, WORST_APART)):
         assert relative_loss(losses(0.2), losses(3.0), home).value == pytest.approx(0, abs=1e-6)
+
+
+def test_a_verdict_takes_home_from_the_expert_s_training_and_its_bound_from_the_first_axis(
+    taught: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Home] = []
+    own = judgement.relative_loss
+
+    def noted(expert: RowLosses, base: RowLosses, home: Home, **level: float) -> Interval:
+        seen.append(home)
+        return own(expert, base, home, **level)
+
+    monkeypatch.setattr(judgement, "relative_loss", noted)
+    looked_at(taught, "signs", rows(SIGNS, 64, 5), monkeypatch, both=False)
+    assert seen
+    assert {home.worst for home in seen} == {WORST_APART}
+    known = {version.history["base_loss"] for version in taught.live.revision.experts}
+    assert {home.base for home in seen} <= known
+    seen.clear()
+    looked_at(taught, "letters", rows(LETTERS, 64, 77), monkeypatch, both=False)
+    assert {home.worst for home in seen} == {WORST_HOME}
 
 
 def looked_at(

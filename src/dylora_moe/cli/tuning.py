@@ -21,6 +21,7 @@ from dylora_moe.cli.options import (
 )
 from dylora_moe.cli.output import command
 from dylora_moe.cli.sources import Request, read_stream
+from dylora_moe.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,6 +93,14 @@ def tune(
             )
         )
 
+        mixed = [one.arrival.name for one in stream.incoming if one.overrule.mixed]
+        if mixed:
+            raise ConfigError(
+                f"{mixed[0]}: rows of several skills make no one expert to try settings on; give a "
+                "file for each skill"
+            )
+
+        from dylora_moe.evaluation.files import write_whole
         from dylora_moe.tuning.outcome import document, words
         from dylora_moe.tuning.tune import Ask
         from dylora_moe.tuning.tune import tune as tune_settings
@@ -110,7 +119,7 @@ def tune(
             stage=lambda what: console.print(what, style="dim", markup=False),
         )
         settings = out / SETTINGS_FILE
-        settings.write_text(document(found), encoding="utf-8")
+        write_whole(settings, document(found))
         output.show(
             {
                 "trials": found.trials,

@@ -21,7 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from dylora_moe.errors import BaseModelError
+from dylora_moe.errors import BaseModelError, ConfigError
 from dylora_moe.foundation.anatomy import Anatomy, find_anatomy
 from dylora_moe.foundation.attention import use_grouped_attention
 from dylora_moe.foundation.fingerprint import fingerprint
@@ -89,6 +89,19 @@ class Base:
             if isinstance(length, int):
                 return length
         return None
+
+    def limit(self, max_length: int | None) -> int | None:
+        """Tokens that a row may have: the context where nothing is given.
+
+        Raises:
+            ConfigError: `max_length` is beyond the context.
+        """
+        context = self.context_length
+        if max_length is not None and context is not None and max_length > context:
+            raise ConfigError(
+                f"max_length is {max_length}, and the base's context {context} tokens; give no more"
+            )
+        return max_length or context
 
 
 def load_base(

@@ -242,12 +242,7 @@ class LivePool:
         Raises:
             ConfigError: `max_length` is beyond the model's context.
         """
-        context = self.base.context_length
-        if max_length is not None and context is not None and max_length > context:
-            raise ConfigError(
-                f"max_length is {max_length}, and the base's context {context} tokens; give no more"
-            )
-        return max_length or context
+        return self.base.limit(max_length)
 
     def within(
         self, examples: Sequence[Example], limit: int | None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dylora_moe.config import LearnSettings
-from dylora_moe.errors import ConfigError, DataError
+from dylora_moe.errors import DataError
 from dylora_moe.foundation.base import Base
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.records import Arrival, Example
@@ -80,13 +80,7 @@ def read(
         ConfigError: `max_length` is beyond the base's context.
         DataError: a part with too few rows, or a row that is too long.
     """
-    context = base.context_length
-    if settings.max_length is not None and context is not None and settings.max_length > context:
-        raise ConfigError(
-            f"max_length is {settings.max_length}, and the base's context {context} tokens; "
-            "give no more"
-        )
-    limit, skills = settings.max_length or context, []
+    limit, skills = base.limit(settings.max_length), []
     for arrival in arrivals:
         rows = []
         for part in parts(arrival, settings.validation_fraction):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,12 @@ import pytest
 from dylora_moe.build.pool import Pool
 from dylora_moe.evaluation.continual.arms import routed
 from dylora_moe.evaluation.continual.arms.arm import Setting
-from dylora_moe.evaluation.continual.arms.journal import Arrived, borders, new_for_returning
+from dylora_moe.evaluation.continual.arms.journal import (
+    Arrived,
+    arrived,
+    borders,
+    new_for_returning,
+)
 from dylora_moe.evaluation.continual.arms.ours import Ours, shortened
 from dylora_moe.evaluation.continual.results import ArmResult
 from dylora_moe.evaluation.continual.streams import STREAMS, Stream
@@ -298,6 +304,31 @@ def test_a_border_is_a_novel_batch_or_one_that_goes_elsewhere() -> None:
     assert found["true"] == [2, 4, 6]
     assert (found["early"], found["tolerance"]) == (0, 1)
     assert borders(streamed("mixed"), told) is None
+
+
+def test_a_batch_belongs_to_its_largest_part_or_to_the_expert_that_was_made_of_it() -> None:
+    def told(kind: str, **numbers: Any) -> SimpleNamespace:
+        return SimpleNamespace(kind=kind, numbers=numbers)
+
+    def part(name: str, rows: int, action: str) -> list[SimpleNamespace]:
+        promoted = {"arrival": name, "action": action, "expert": name, "version": 2}
+        return [
+            told("arrival", arrival=name, rows=rows, verdict="known"),
+            told("promoted", **promoted),
+        ]
+
+    def main(*parts: list[SimpleNamespace]) -> tuple[str | None, int]:
+        ours = [told("sorted", traffic="batch-0003", waiting=7), *(e for p in parts for e in p)]
+        other = [*part("x", 99, "created"), told("sorted", traffic="batch-0004", waiting=9)]
+        registry = SimpleNamespace(events=lambda: [*other[:2], *ours, other[2]])
+        waits = [SimpleNamespace(action="waiting")]
+        found = arrived(3, waits, registry, {"a": 9}, 5, 1.0, str.upper)  # type: ignore[arg-type]
+        return found.expert, found.waiting
+
+    large, small = part("a", 50, "new version"), part("b", 40, "new version")
+    assert main(large, small) == main(small, large) == ("A", 7)
+    assert main(large, part("c", 30, "created")) == ("C", 7)
+    assert main() == (None, 7)
 
 
 def test_experts_for_a_skill_that_returns_are_those_made_in_its_second_visit() -> None:
