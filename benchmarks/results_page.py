@@ -1,4 +1,4 @@
-"""The page of what was learned: every kept run of the continual bench, then the ablations.
+"""The page of what was learned: every kept run of the continual bench, then the studies.
 
 python benchmarks/results_page.py --write docs/results.md
 """
@@ -16,6 +16,9 @@ from ablations_table import table
 from page import replaced
 from verdicts import RESULTS
 
+STUDIES = ("ablations.json", "pieces.json")
+"""Result files of trainings in variants."""
+
 
 def body(page: Path, folder: Path = RESULTS) -> str:
     """The generated part of the page.
@@ -25,20 +28,20 @@ def body(page: Path, folder: Path = RESULTS) -> str:
         folder: of the result files.
     """
     parts = [_embedded(path, page) for path in sorted((folder / "continual").glob("*.md"))]
-    ablations = folder / "ablations.json"
-    if ablations.exists():
-        found = json.loads(ablations.read_text(encoding="utf-8"))
-        parts.append(
-            "\n\n".join(
-                (
-                    f"## {found['title']}",
-                    f"Compared: {found['compared']}.",
-                    f"```bash\n{found['command']}\n```",
-                    table(found["runs"]),
-                )
-            )
-        )
+    parts += [_study(folder / name) for name in STUDIES if (folder / name).exists()]
     return "\n\n".join(parts)
+
+
+def _study(path: Path) -> str:
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return "\n\n".join(
+        (
+            f"## {found['title']}",
+            f"Compared: {found['compared']}.",
+            f"```bash\n{found['command']}\n```",
+            table(found["runs"]),
+        )
+    )
 
 
 def _embedded(path: Path, page: Path) -> str:

@@ -44,7 +44,6 @@ from dylora_moe.text.reading import read_examples
 from dylora_moe.text.template import encode_all
 
 EACH, CHUNK = 128, 128
-ENOUGH = 32
 SIZES = (32, 64, 128)
 SETS = (1, 2, 3, 6, 8)
 
@@ -146,7 +145,7 @@ def stream(
     for start in range(0, len(rows), CHUNK):
         given = [*waiting, *(example for _, example in rows[start : start + CHUNK])]
         screen = screen_of(library, own, share=rules.share)
-        found = sorted_by(screen, own, given, seen(given), rules, ENOUGH)
+        found = sorted_by(screen, own, given, seen(given), rules)
         waiting = found.waiting
         told["overruled"] += found.overruled
         for part in [*(part for _, part in found.claimed), *found.clusters]:

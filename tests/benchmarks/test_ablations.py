@@ -10,6 +10,7 @@ import ablations_table as made
 import page
 import pytest
 import results_page
+import study
 
 from dylora_moe.tuning.space import with_values
 from tests import docs_reading as docs
@@ -54,7 +55,7 @@ def test_the_table_has_each_skill_s_ratio() -> None:
 
 
 def test_what_was_run_is_not_run_again() -> None:
-    todo = list(ablations.missing(RUNS, [made.AS_IT_IS, "more"], ["a", "b"], rows=64, seeds=2))
+    todo = list(study.missing(RUNS, [made.AS_IT_IS, "more"], ["a", "b"], rows=64, seeds=2))
     assert todo == [(made.AS_IT_IS, "a", 1), (made.AS_IT_IS, "b", 1), ("more", "b", 1)]
 
 

@@ -21,6 +21,7 @@ BENCHMARKS = run_all.scripts()
 NO_BENCHMARKS = {
     "ablations",
     "parts",
+    "pieces",
     "real_skills",
     "results_page",
     "router_features",

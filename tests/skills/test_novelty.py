@@ -57,11 +57,28 @@ def test_the_table(separability: Interval | None, fit: Interval | None, name: st
 
 
 @pytest.mark.parametrize(("samples", "tokens"), [(31, 10_000), (64, 255)])
-@pytest.mark.parametrize("separability", [APART, CLOSE, None])
-def test_too_little_is_unsure_whatever_was_measured(
+@pytest.mark.parametrize("separability", [APART, STRADDLING, None])
+def test_too_little_is_unsure_unless_it_cannot_be_told_from_a_skill(
     separability: Interval | None, samples: int, tokens: int
 ) -> None:
     assert decide(separability, BADLY, samples=samples, tokens=tokens).name == "unsure"
+
+
+@pytest.mark.parametrize(
+    ("samples", "tokens", "name"),
+    [(16, 128, "known"), (31, 10_000, "known"), (64, 255, "known"), (15, 300, "unsure"),
+     (40, 127, "unsure"), (16, None, "known")],
+)  # fmt: skip
+@pytest.mark.parametrize("fit", [WELL, None])
+def test_half_as_much_is_enough_for_more_of_a_skill(
+    fit: Interval | None, samples: int, tokens: int | None, name: str
+) -> None:
+    assert decide(CLOSE, fit, samples=samples, tokens=tokens).name == name
+
+
+@pytest.mark.parametrize("fit", [BADLY, IN_DOUBT])
+def test_few_rows_that_may_have_other_answers_are_unsure(fit: Interval) -> None:
+    assert decide(CLOSE, fit, samples=31, tokens=1000).name == "unsure"
 
 
 def test_an_end_on_the_threshold_straddles_it() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from dylora_moe.lifecycle.fit import (
     FEWEST,
@@ -37,7 +38,8 @@ _SURE = 0.99
 rows is too narrow."""
 _AS_AT_HOME = 0.1
 """Relative loss up to which nothing is to be gained by asking another expert."""
-_PERFECT = Interval(0.0, 0.0, 0.0)
+_PERFECT, _NOTHING = Interval(0.0, 0.0, 0.0), Interval(1.0, 1.0, 1.0)
+"""Fits of an expert that does as at home, and of one that does no better than the base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +131,14 @@ def judge(
         return all(does_badly_by_t(seen, base, own, detector.limits.fit) for own in homes)
 
     look, scored = sample.whole, [first]
-    if not both and settles(first) and decided(fits(sample.glance, first)[1]).name == "novel":
+    # Rows that are not told apart cannot be new: a glance would only cut their pass in two.
+    may_be_new = decided(_NOTHING).name == "novel"
+    if (
+        may_be_new
+        and not both
+        and settles(first)
+        and decided(fits(sample.glance, first)[1]).name == "novel"
+    ):
         look = sample.glance
     skill_id, fit = fits(look, first)
     if others and (both or _is_open(decided, fit)):
@@ -168,52 +177,30 @@ class _Sample:
 
     def __init__(self, model: DyLoRAMoE, rows: Rows) -> None:
         self._model, self._rows = model, rows
-        count = min(_ROWS, len(rows))
-        self._spread = _spread(count)
-        self._others = sorted(set(range(count)) - set(self._spread))
-        self._halves: dict[str, RowLosses] = {}
-        self._glances: dict[str, RowLosses] = {}
-        self._wholes: dict[str, RowLosses] = {}
+        self._all = range(min(_ROWS, len(rows)))
+        self._spread = _spread(len(self._all))
+        self._seen: dict[str, dict[int, tuple[Tensor, Tensor]]] = {}
 
     def half(self, expert: str) -> RowLosses:
         """On every second row of a glance."""
-        if expert not in self._halves:
-            if expert in self._glances:
-                seen = self._glances[expert]
-                self._halves[expert] = RowLosses(seen.total[::2], seen.tokens[::2])
-            else:
-                self._halves[expert] = self._scored(expert, self._spread[::2])
-        return self._halves[expert]
+        return self._on(self._spread[::2], expert)
 
     def glance(self, expert: str) -> RowLosses:
         """On rows evenly from the sample."""
-        if expert not in self._glances:
-            if expert in self._halves:
-                parts = self._halves[expert], self._scored(expert, self._spread[1::2])
-                order = self._spread[::2] + self._spread[1::2]
-                self._glances[expert] = _joined(parts, order)
-            else:
-                self._glances[expert] = self._scored(expert, self._spread)
-        return self._glances[expert]
+        return self._on(self._spread, expert)
 
     def whole(self, expert: str) -> RowLosses:
-        """On the whole sample, in the order of its rows."""
-        if expert not in self._wholes:
-            parts = self.glance(expert), self._scored(expert, self._others)
-            self._wholes[expert] = _joined(parts, self._spread + self._others)
-        return self._wholes[expert]
+        """On the whole sample."""
+        return self._on(self._all, expert)
 
-    def _scored(self, expert: str, only: Sequence[int]) -> RowLosses:
-        return answer_losses(self._model, self._rows, expert=expert, only=only)
-
-
-def _joined(parts: Sequence[RowLosses], rows: Sequence[int]) -> RowLosses:
-    """Losses of several looks in the order of their rows."""
-    back = torch.tensor(rows).argsort()
-    return RowLosses(
-        torch.cat([part.total for part in parts])[back],
-        torch.cat([part.tokens for part in parts])[back],
-    )
+    def _on(self, rows: Sequence[int], expert: str) -> RowLosses:
+        seen = self._seen.setdefault(expert, {})
+        missing = [row for row in rows if row not in seen]
+        if missing:
+            found = answer_losses(self._model, self._rows, expert=expert, only=missing)
+            seen.update(zip(missing, zip(found.total, found.tokens, strict=True), strict=True))
+        totals, tokens = zip(*(seen[row] for row in rows), strict=True)
+        return RowLosses(torch.stack(totals), torch.stack(tokens))
 
 
 def _spread(count: int) -> list[int]:

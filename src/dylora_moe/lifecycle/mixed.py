@@ -18,7 +18,7 @@ from dylora_moe.lifecycle.gathering import TRAFFIC, Gathered, fitting
 from dylora_moe.lifecycle.learner import Learner
 from dylora_moe.lifecycle.observation import stored_sides
 from dylora_moe.lifecycle.results import Action, Cost, LearnResult, Plan
-from dylora_moe.lifecycle.traffic import Sorted, sort_traffic
+from dylora_moe.lifecycle.traffic import Enough, Sorted, sort_traffic
 from dylora_moe.records import Arrival, Event, Example, Verdict, VerdictName
 from dylora_moe.skills.clustering import MOST_ROWS
 
@@ -110,7 +110,8 @@ def _sorted(learner: Learner, arrival: Arrival) -> _Sorting:
         left = [*left, *longer]
     rows = _unlearned(learner, [*again, *arrival.examples])
     learner.watch.stage("sort", f"{len(rows)} rows of {arrival.name}")
-    enough = recipe.detector(live, stores.registry).limits.samples
+    limits = recipe.detector(live, stores.registry).limits
+    enough = Enough(limits.samples, limits.for_more[0])
     found = sort_traffic(live, rows, recipe.traffic, enough=enough, max_length=recipe.max_length)
     return _Sorting(len(rows), found, waited, left)
 

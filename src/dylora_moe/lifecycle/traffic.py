@@ -27,14 +27,26 @@ from dylora_moe.text.template import Encoded, encode_all
 
 
 @dataclass(frozen=True)
+class Enough:
+    """Rows of a known skill that are not left to wait.
+
+    Attributes:
+        apart: of rows that are alike, so many get a verdict of their own, which can still tell a
+            new kind of rows from those of the skill that seemed the nearest.
+        together: so many of a skill's others, whatever their cluster.
+    """
+
+    apart: int = 32
+    together: int = 16
+
+
+@dataclass(frozen=True)
 class Sorted:
     """Every row once.
 
     Attributes:
         clusters: strange rows that are alike and enough, the largest cluster first.
-        claimed: rows of known skills where they are enough for a verdict: the skill's id and its
-            rows. What is alike and enough by itself is apart, so that a verdict can still tell a
-            new kind of rows from those of a skill that seemed the nearest.
+        claimed: rows of known skills where they are enough (`Enough`): the skill's id and its rows.
         waiting: all others, in their order.
         strange: rows that the screen called strange, before the vote.
         overruled: rows that the vote sent elsewhere than the screen.
@@ -60,7 +72,7 @@ def sort_traffic(
     rows: Sequence[Example],
     rules: TrafficRules | None = None,
     *,
-    enough: int = 32,
+    enough: Enough | None = None,
     max_length: int | None = None,
 ) -> Sorted:
     """Sorts rows by the skills that the pool has now; in an empty pool all of them are strange.
@@ -69,7 +81,7 @@ def sort_traffic(
         live: the pool.
         rows: distinct, at most `skills.clustering.MOST_ROWS`.
         rules: how.
-        enough: rows that a verdict needs; fewer of a known skill wait.
+        enough: rows of a known skill that do not wait.
         max_length: tokens of a row; the model's context where None.
 
     Raises:
@@ -90,7 +102,7 @@ def sorted_by(
     rows: Sequence[Example],
     seen: RowFeatures,
     rules: TrafficRules,
-    enough: int = 32,
+    enough: Enough | None = None,
 ) -> Sorted:
     """Sorts rows whose features are there; arguments and errors are those of `sort_traffic`.
 
@@ -111,7 +123,7 @@ def sorted_by(
         else:
             owned.setdefault((screen.skill_ids[nearest], group), []).append(row)
     large = [tuple(kind) for kind in kinds.values() if len(kind) >= rules.least]
-    claimed = _claims(owned, enough)
+    claimed = _claims(owned, enough or Enough())
     taken = {row.key for part in (*large, *(rows for _, rows in claimed)) for row in part}
     moved = (found.strange != alone.strange) | (
         ~found.strange & ~alone.strange & (found.nearest != alone.nearest)
@@ -126,16 +138,17 @@ def sorted_by(
 
 
 def _claims(
-    owned: Mapping[tuple[str, int], Sequence[Example]], enough: int
+    owned: Mapping[tuple[str, int], Sequence[Example]], enough: Enough
 ) -> list[tuple[str, tuple[Example, ...]]]:
     """Of rows by skill and cluster those that are enough: a cluster, or a skill's small ones."""
     found, rest = [], dict[str, list[Example]]()
     for (skill, _), rows in owned.items():
-        if len(rows) >= enough:
+        if len(rows) >= enough.apart:
             found.append((skill, tuple(rows)))
         else:
             rest.setdefault(skill, []).extend(rows)
-    return found + [(skill, tuple(rows)) for skill, rows in rest.items() if len(rows) >= enough]
+    few = [(skill, tuple(rows)) for skill, rows in rest.items() if len(rows) >= enough.together]
+    return found + few
 
 
 def row_features(

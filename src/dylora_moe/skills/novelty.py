@@ -39,7 +39,7 @@ class Limits:
 
     Attributes:
         fit: an expert whose relative loss is above it does badly.
-        samples: fewer examples are never enough.
+        samples: fewer examples are not enough for what is new or other than it was.
         tokens: nor are fewer trained tokens.
         settled: separability from which on a fit in doubt no longer matters.
     """
@@ -48,6 +48,12 @@ class Limits:
     samples: int = 32
     tokens: int = 256
     settled: float = 0.95
+
+    @property
+    def for_more(self) -> tuple[int, int]:
+        """Examples and trained tokens that more of a skill takes: half, since it makes nothing new,
+        and its interval tells how sure it is."""
+        return max(2, self.samples // 2), self.tokens // 2
 
     def __post_init__(self) -> None:
         if self.samples < 2 or self.tokens < 0:
@@ -134,6 +140,9 @@ def decide(
     (`limits.settled`) are *novel*. A fit that was not measured counts as separability says:
     separable is *novel*, not separable *known*. With no skill to compare with, all is *novel*.
 
+    Too few rows or tokens are *unsure*, but *known* where they are half of what it takes
+    (`limits.for_more`), cannot be told from the skill, and its expert does well.
+
     Args:
         separability: against the nearest skill; None for an empty pool.
         fit: relative loss of the nearest expert, as `records.Verdict` defines it.
@@ -153,14 +162,18 @@ def _table(
     tokens: int | None,
     limits: Limits,
 ) -> tuple[VerdictName, str]:
-    if samples < limits.samples:
-        return "unsure", f"{samples} examples are too few to judge; it takes {limits.samples}"
-    if tokens is not None and tokens < limits.tokens:
-        return "unsure", f"{tokens} answer tokens are too few to judge; it takes {limits.tokens}"
+    told, apart = "", None
+    if separability is not None:
+        told = f"separability {_show(separability)} against threshold {threshold:.2f}"
+        apart = side_of(separability, threshold)
+    few = _too_few(samples, tokens, (limits.samples, limits.tokens))
+    if few:
+        well = fit is None or side_of(fit, limits.fit) is False
+        if apart is False and well and not _too_few(samples, tokens, limits.for_more):
+            return "known", f"{told}: same inputs, few of them, and nothing speaks of other answers"
+        return "unsure", few
     if separability is None:
         return "novel", "there is no skill yet to compare with"
-    told = f"separability {_show(separability)} against threshold {threshold:.2f}"
-    apart = side_of(separability, threshold)
     if apart is None:
         return "unsure", f"{told}: the interval straddles it, more examples are needed"
     if fit is None:
@@ -180,6 +193,15 @@ def _table(
     if badly:
         return "revised", f"{told}: same inputs, other answers"
     return "known", f"{told}: same inputs, same answers"
+
+
+def _too_few(samples: int, tokens: int | None, needed: tuple[int, int]) -> str:
+    """What to say where examples or tokens are fewer than needed; else empty."""
+    if samples < needed[0]:
+        return f"{samples} examples are too few to judge; it takes {needed[0]}"
+    if tokens is not None and tokens < needed[1]:
+        return f"{tokens} answer tokens are too few to judge; it takes {needed[1]}"
+    return ""
 
 
 def side_of(interval: Interval, threshold: float) -> bool | None:
