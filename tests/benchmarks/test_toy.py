@@ -20,6 +20,7 @@ from tests import docs_reading as docs
 BENCHMARKS = run_all.scripts()
 NO_BENCHMARKS = {
     "ablations",
+    "held_out",
     "parts",
     "pieces",
     "real_skills",

@@ -1,0 +1,246 @@
+"""What a new expert and TRL's SFTTrainer come to on the same rows: held-out loss, row by row.
+
+    python benchmarks/held_out.py --data path/to/skills --runs runs.jsonl --seeds 3
+
+Each seed draws other rows of one skill, in another order, and starts the adapters elsewhere. What
+was run stands in `--runs` and is not run again; the table is of all that is in it. `learning.py`
+measures the time of the same trainings and needs a quiet machine; this needs none. Five minutes or
+more a seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import peers
+import torch
+import workload
+from harness import Options
+from learning import EPOCHS
+from machine import machine, versions
+from measured import Row
+from skill_rows import NEW
+from study import encoded
+from torch import nn
+
+from dylora_moe.config import LearnSettings
+from dylora_moe.foundation.base import DEFAULT_BASE, Base, load_base
+from dylora_moe.records import Interval
+from dylora_moe.scoring.bootstrap import paired_bootstrap
+from dylora_moe.text.batching import collate, length_grouped
+from dylora_moe.text.template import Encoded
+from dylora_moe.tuning.material import Skill
+from dylora_moe.tuning.trials import Ground
+
+OURS, RANK_16 = "new expert", "new expert, rank 16"
+PACKED, PADDED = "TRL, packed", "TRL, padded"
+PACKED_ALL, PADDED_ALL = "TRL, packed, all blocks", "TRL, padded, all blocks"
+ARMS = (OURS, RANK_16, PACKED, PADDED, PACKED_ALL, PADDED_ALL)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        losses: of each test row, nats summed over its answer.
+        tokens: of each test row's answer.
+    """
+
+    arm: str
+    skill: str
+    rows: int
+    seed: int
+    losses: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+    @property
+    def mean(self) -> float:
+        """Token mean."""
+        return sum(self.losses) / sum(self.tokens)
+
+
+def run(arm: str, folder: Path, count: int, test: int, seed: int) -> Run:
+    """Trains in one arm and measures the test rows."""
+    stock = workload.load_stock(Options(device="cpu")) if arm.startswith("TRL") else None
+    base = stock if stock is not None else load_base(DEFAULT_BASE)
+    skill = encoded(base, folder, count, test, seed)
+    if stock is None:
+        losses, tokens = _ours(base, skill, seed, 16 if arm == RANK_16 else workload.RANK)
+    else:
+        losses, tokens = _theirs(arm, stock, skill, seed)
+    return Run(arm, folder.name, count, seed, losses, tokens)
+
+
+def _ours(
+    base: Base, skill: Skill, seed: int, rank: int
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """As `learning.py`: no seeding, so that both sides see the rows as often."""
+    usual = LearnSettings(seeding=None, seed=seed)
+    alpha = usual.expert.alpha * rank / usual.expert.rank
+    shape = usual.expert.model_copy(update={"rank": rank, "alpha": alpha})
+    found = Ground(base).train(skill, usual.model_copy(update={"expert": shape}))
+    totals = (mean * count for mean, count in zip(found.judged, found.weights, strict=True))
+    return tuple(totals), found.weights
+
+
+def _theirs(
+    arm: str, base: Base, skill: Skill, seed: int
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    blocks = None if arm in (PACKED_ALL, PADDED_ALL) else base.anatomy.adapted_blocks
+    packing = arm in (PACKED, PACKED_ALL)
+    with tempfile.TemporaryDirectory() as made:
+        model, _ = peers.sft(
+            base, skill.train.encoded, Path(made), epochs=EPOCHS, packing=packing, blocks=blocks,
+            seed=seed,
+        )  # fmt: skip
+    return row_losses(model, base, skill.judged.encoded)
+
+
+@torch.no_grad()
+def row_losses(
+    model: nn.Module, base: Base, rows: Sequence[Encoded]
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Nats over each row's answer by any model's logits, and the answers' tokens."""
+    model.eval()
+    losses, tokens = [0.0] * len(rows), [0] * len(rows)
+    for group in length_grouped([len(one) for one in rows], batch_size=16):
+        batch = collate([rows[index] for index in group], base.tokenizer.pad_token_id)
+        labels = batch["labels"][:, 1:]
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+        each = nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100
+        ).view(labels.shape)
+        for place, index in enumerate(group):
+            losses[index] = float(each[place].sum())
+            tokens[index] = int((labels[place] != -100).sum())
+    return tuple(losses), tuple(tokens)
+
+
+def compared(runs: Sequence[Run], ours: str, theirs: str) -> Interval | None:
+    """Ratio of token means with its interval over rows, each row's loss a mean over the seeds that
+    both have; None where they have none."""
+    sides = [{one.seed: one for one in runs if one.arm == arm} for arm in (ours, theirs)]
+    seeds = sorted(set(sides[0]) & set(sides[1]))
+    if not seeds:
+        return None
+    tokens = sides[0][seeds[0]].tokens
+    first, second = (
+        [
+            statistics.fmean(side[seed].losses[row] / tokens[row] for seed in seeds)
+            for row in range(len(tokens))
+        ]
+        for side in sides
+    )
+    return paired_bootstrap(first, second, weights=tokens, statistic="ratio")
+
+
+def rows(runs: Sequence[Run]) -> list[Row]:
+    """The scoreboard's rows: against the better of TRL's arms that were run."""
+    found = []
+    means = {
+        arm: statistics.fmean(one.mean for one in runs if one.arm == arm)
+        for arm in {one.arm for one in runs}
+    }
+
+    def add(ours: str, among: tuple[str, ...], words: str, must: float, aim: float) -> None:
+        there = [arm for arm in among if arm in means]
+        best = min(there, key=lambda arm: means[arm], default=None)
+        value = compared(runs, ours, best) if best is not None else None
+        if value is not None:
+            seeds = len({one.seed for one in runs if one.arm == ours})
+            found.append(
+                Row(
+                    f"held-out loss, {words}", value.value, "at most", must, aim, value.low,
+                    value.high, f"{best}, {seeds} seeds", interval=True,
+                )
+            )  # fmt: skip
+
+    add(OURS, (PACKED, PADDED), "new expert / TRL's better on the same blocks", 1.01, 1.0)
+    for arm in (OURS, RANK_16):
+        add(arm, (PACKED_ALL, PADDED_ALL), f"{arm} / TRL's better on all blocks", 1.02, 1.0)
+    return found
+
+
+def read(path: Path) -> list[Run]:
+    """What was run before."""
+    if not path.exists():
+        return []
+    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return [
+        Run(**{**one, "losses": tuple(one["losses"]), "tokens": tuple(one["tokens"])})
+        for one in lines
+    ]
+
+
+def document(runs: Sequence[Run]) -> dict[str, Any]:
+    """The result file; the losses of single rows stay in the runs."""
+    first = runs[0]
+    seeds = sorted({one.seed for one in runs})
+    means: dict[str, Mapping[str, float]] = {
+        arm: {str(one.seed): one.mean for one in runs if one.arm == arm}
+        for arm in dict.fromkeys(one.arm for one in runs)
+    }
+    return {
+        "benchmark": "held_out",
+        "title": "Held-out loss of a new skill beside TRL",
+        "compared": f"{first.skill}, {first.rows} rows of which a share validates on our side and "
+        f"is not trained on by either, {len(first.tokens)} test rows; rank 8 unless said, "
+        f"all-linear, blocks above the tap unless said, {EPOCHS} epochs, learning rate "
+        f"{peers.RATE:g}, cosine, 8 rows a step (TRL packed: 512 tokens); ours without seeding and "
+        "neighbours, of the epoch that is best on the validation rows, TRL's last weights; "
+        f"interval: paired bootstrap over test rows, means over seeds {seeds}",
+        "command": "python benchmarks/held_out.py --data path/to/skills --runs runs.jsonl "
+        f"--seeds {len(seeds)} --arms " + " ".join(f'"{arm}"' for arm in means),
+        "date": time.strftime("%Y-%m-%d"),
+        "device": "cpu",
+        "machine": machine("cpu"),
+        "versions": versions(),
+        "rows": [asdict(one) for one in rows(runs)],
+        "means": means,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Held-out loss of a new skill beside TRL.")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--runs", type=Path, required=True, help="JSONL of what was run")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--skill", default=NEW)
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--test", type=int, default=500, help="test rows")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=None, help="the result file to write")
+    arguments = parser.parse_args(argv)
+    runs = read(arguments.runs)
+    done = {(one.arm, one.seed) for one in runs}
+    todo = [(arm, seed) for seed in range(arguments.seeds) for arm in arguments.arms]
+    for arm, seed in todo:
+        if (arm, seed) in done:
+            continue
+        start = time.perf_counter()
+        one = run(arm, arguments.data / arguments.skill, arguments.rows, arguments.test, seed)
+        runs.append(one)
+        with arguments.runs.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(one)) + "\n")
+        print(
+            f"{arm}, seed {seed}: {one.mean:.4f}, {time.perf_counter() - start:.0f} s", flush=True
+        )
+    for found in rows(runs):
+        print(f"{found.measure}: {found.value:.3f} [{found.low:.3f}, {found.high:.3f}]")
+    if arguments.out is not None:
+        text = json.dumps(document(runs), indent=1, ensure_ascii=False)
+        arguments.out.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
