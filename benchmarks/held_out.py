@@ -16,11 +16,12 @@ import statistics
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import peers
+import skill_rows
 import torch
 import workload
 from harness import Options
@@ -28,22 +29,32 @@ from learning import EPOCHS
 from machine import machine, versions
 from measured import Row
 from skill_rows import NEW
-from study import encoded
+from study import cached, drawn, encoded
 from torch import nn
 
 from dylora_moe.config import LearnSettings
-from dylora_moe.foundation.base import DEFAULT_BASE, Base, load_base
+from dylora_moe.foundation.base import Base
 from dylora_moe.records import Interval
 from dylora_moe.scoring.bootstrap import paired_bootstrap
 from dylora_moe.text.batching import collate, length_grouped
+from dylora_moe.text.reading import read_examples
 from dylora_moe.text.template import Encoded
+from dylora_moe.training.measure import answer_losses
 from dylora_moe.tuning.material import Skill
-from dylora_moe.tuning.trials import Ground
 
-OURS, RANK_16 = "new expert", "new expert, rank 16"
+OURS, SEEDED, RANK_16 = "new expert", "new expert with seeding", "new expert, rank 16"
 PACKED, PADDED = "TRL, packed", "TRL, padded"
 PACKED_ALL, PADDED_ALL = "TRL, packed, all blocks", "TRL, padded, all blocks"
-ARMS = (OURS, RANK_16, PACKED, PADDED, PACKED_ALL, PADDED_ALL)
+ARMS = (OURS, SEEDED, RANK_16, PACKED, PADDED, PACKED_ALL, PADDED_ALL)
+
+_ALIKE = LearnSettings(seeding=None, generate_scores=0)
+"""As `learning.py`: without seeding both sides see the rows as often."""
+_WIDE = _ALIKE.expert.model_copy(update={"rank": 16, "alpha": 2 * _ALIKE.expert.alpha})
+OWN: Mapping[str, LearnSettings] = {
+    OURS: _ALIKE,
+    SEEDED: LearnSettings(generate_scores=0),
+    RANK_16: _ALIKE.model_copy(update={"expert": _WIDE}),
+}
 
 
 @dataclass(frozen=True)
@@ -69,27 +80,30 @@ class Run:
 
 
 def run(arm: str, folder: Path, count: int, test: int, seed: int) -> Run:
-    """Trains in one arm and measures the test rows."""
-    stock = workload.load_stock(Options(device="cpu")) if arm.startswith("TRL") else None
-    base = stock if stock is not None else load_base(DEFAULT_BASE)
-    skill = encoded(base, folder, count, test, seed)
-    if stock is None:
-        losses, tokens = _ours(base, skill, seed, 16 if arm == RANK_16 else workload.RANK)
+    """Trains in one arm on rows of the skill in this folder, and measures its test rows."""
+    if arm in OWN:
+        losses, tokens = _ours(folder, count, test, seed, OWN[arm])
     else:
-        losses, tokens = _theirs(arm, stock, skill, seed)
+        base = workload.load_stock(Options(device="cpu"))
+        losses, tokens = _theirs(arm, base, encoded(base, folder, count, test, seed), seed)
     return Run(arm, folder.name, count, seed, losses, tokens)
 
 
 def _ours(
-    base: Base, skill: Skill, seed: int, rank: int
+    folder: Path, count: int, test: int, seed: int, settings: LearnSettings
 ) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """As `learning.py`: no seeding, so that both sides see the rows as often."""
-    usual = LearnSettings(seeding=None, seed=seed)
-    alpha = usual.expert.alpha * rank / usual.expert.rank
-    shape = usual.expert.model_copy(update={"rank": rank, "alpha": alpha})
-    found = Ground(base).train(skill, usual.model_copy(update={"expert": shape}))
-    totals = (mean * count for mean, count in zip(found.judged, found.weights, strict=True))
-    return tuple(totals), found.weights
+    """The product, in a pool with two other skills: verdict, neighbours, early stopping, gate."""
+    options = Options(device="cpu", data=str(folder.parent), rows=count)
+    work = replace(skill_rows.task(options), rows=tuple(drawn(folder, count, seed)))
+    with skill_rows.pool(options, work) as pool, tempfile.TemporaryDirectory() as made:
+        file = skill_rows.write(work, Path(made) / "new.jsonl")
+        result = pool.learn(file, settings=settings.model_copy(update={"seed": seed}))
+        if result.action != "created":
+            raise SystemExit(f"the pool {result.action} instead of growing: {result.message}")
+        judged = cached(pool.live.base, list(read_examples(folder / "test.jsonl"))[:test])
+        name = pool.live.experts.names[-1]
+        found = answer_losses(pool.live.model, judged, expert=name)
+    return tuple(found.total.tolist()), tuple(found.tokens.tolist())
 
 
 def _theirs(
@@ -152,7 +166,9 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         for arm in {one.arm for one in runs}
     }
 
-    def add(ours: str, among: tuple[str, ...], words: str, must: float, aim: float) -> None:
+    def add(
+        ours: str, among: tuple[str, ...], words: str, must: float | None, aim: float | None
+    ) -> None:
         there = [arm for arm in among if arm in means]
         best = min(there, key=lambda arm: means[arm], default=None)
         value = compared(runs, ours, best) if best is not None else None
@@ -166,6 +182,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
             )  # fmt: skip
 
     add(OURS, (PACKED, PADDED), "new expert / TRL's better on the same blocks", 1.01, 1.0)
+    add(SEEDED, (PACKED, PADDED), f"{SEEDED} / TRL's better on the same blocks", None, None)
     for arm in (OURS, RANK_16):
         add(arm, (PACKED_ALL, PADDED_ALL), f"{arm} / TRL's better on all blocks", 1.02, 1.0)
     return found
@@ -196,8 +213,9 @@ def document(runs: Sequence[Run]) -> dict[str, Any]:
         "compared": f"{first.skill}, {first.rows} rows of which a share validates on our side and "
         f"is not trained on by either, {len(first.tokens)} test rows; rank 8 unless said, "
         f"all-linear, blocks above the tap unless said, {EPOCHS} epochs, learning rate "
-        f"{peers.RATE:g}, cosine, 8 rows a step (TRL packed: 512 tokens); ours without seeding and "
-        "neighbours, of the epoch that is best on the validation rows, TRL's last weights; "
+        f"{peers.RATE:g}, cosine, 8 rows a step (TRL packed: 512 tokens); ours from a file "
+        "to the promoted expert in a pool with two others, without seeding unless said, weights of "
+        "the epoch that is best on the validation rows; TRL's last weights; "
         f"interval: paired bootstrap over test rows, means over seeds {seeds}",
         "command": "python benchmarks/held_out.py --data path/to/skills --runs runs.jsonl "
         f"--seeds {len(seeds)} --arms " + " ".join(f'"{arm}"' for arm in means),
@@ -215,7 +233,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--runs", type=Path, required=True, help="JSONL of what was run")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
-    parser.add_argument("--skill", default=NEW)
     parser.add_argument("--rows", type=int, default=256)
     parser.add_argument("--test", type=int, default=500, help="test rows")
     parser.add_argument("--seeds", type=int, default=3)
@@ -228,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if (arm, seed) in done:
             continue
         start = time.perf_counter()
-        one = run(arm, arguments.data / arguments.skill, arguments.rows, arguments.test, seed)
+        one = run(arm, arguments.data / NEW, arguments.rows, arguments.test, seed)
         runs.append(one)
         with arguments.runs.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(one)) + "\n")
