@@ -140,11 +140,17 @@ def row_losses(
     return tuple(losses), tuple(tokens)
 
 
+def _seeds(runs: Sequence[Run], *arms: str) -> list[int]:
+    """Seeds that all of these arms have."""
+    sides = [{one.seed for one in runs if one.arm == arm} for arm in arms]
+    return sorted(set.intersection(*sides))
+
+
 def compared(runs: Sequence[Run], ours: str, theirs: str) -> Interval | None:
     """Ratio of token means with its interval over rows, each row's loss a mean over the seeds that
     both have; None where they have none."""
     sides = [{one.seed: one for one in runs if one.arm == arm} for arm in (ours, theirs)]
-    seeds = sorted(set(sides[0]) & set(sides[1]))
+    seeds = _seeds(runs, ours, theirs)
     if not seeds:
         return None
     tokens = sides[0][seeds[0]].tokens
@@ -161,25 +167,23 @@ def compared(runs: Sequence[Run], ours: str, theirs: str) -> Interval | None:
 def rows(runs: Sequence[Run]) -> list[Row]:
     """The scoreboard's rows: against the better of TRL's arms that were run."""
     found = []
-    means = {
-        arm: statistics.fmean(one.mean for one in runs if one.arm == arm)
-        for arm in {one.arm for one in runs}
-    }
 
     def add(
         ours: str, among: tuple[str, ...], words: str, must: float | None, aim: float | None
     ) -> None:
-        there = [arm for arm in among if arm in means]
-        best = min(there, key=lambda arm: means[arm], default=None)
-        value = compared(runs, ours, best) if best is not None else None
-        if value is not None:
-            seeds = len({one.seed for one in runs if one.arm == ours})
-            found.append(
-                Row(
-                    f"held-out loss, {words}", value.value, "at most", must, aim, value.low,
-                    value.high, f"{best}, {seeds} seeds", interval=True,
-                )
-            )  # fmt: skip
+        shared = {arm: _seeds(runs, ours, arm) for arm in among}
+        most = max(map(len, shared.values()))
+        if not most:
+            return
+        # Those with all the seeds that any has: one easy seed alone makes nobody the better.
+        each = [(compared(runs, ours, arm), arm) for arm in among if len(shared[arm]) == most]
+        value, best = max(((one, arm) for one, arm in each if one), key=lambda pair: pair[0].value)
+        found.append(
+            Row(
+                f"held-out loss, {words}", value.value, "at most", must, aim, value.low,
+                value.high, f"{best}, {most} seeds", interval=True,
+            )
+        )  # fmt: skip
 
     add(OURS, (PACKED, PADDED), "new expert / TRL's better on the same blocks", 1.01, 1.0)
     add(SEEDED, (PACKED, PADDED), f"{SEEDED} / TRL's better on the same blocks", None, None)
@@ -218,7 +222,8 @@ def document(runs: Sequence[Run]) -> dict[str, Any]:
         "the epoch that is best on the validation rows; TRL's last weights; "
         f"interval: paired bootstrap over test rows, means over seeds {seeds}",
         "command": "python benchmarks/held_out.py --data path/to/skills --runs runs.jsonl "
-        f"--seeds {len(seeds)} --arms " + " ".join(f'"{arm}"' for arm in means),
+        f"--rows {first.rows} --test {len(first.tokens)} --seeds {len(seeds)} --arms "
+        + " ".join(f'"{arm}"' for arm in means),
         "date": time.strftime("%Y-%m-%d"),
         "device": "cpu",
         "machine": machine("cpu"),
@@ -239,6 +244,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=None, help="the result file to write")
     arguments = parser.parse_args(argv)
     runs = read(arguments.runs)
+    other = [one for one in runs if (one.rows, len(one.tokens)) != (arguments.rows, arguments.test)]
+    if other:
+        parser.error(
+            f"{arguments.runs} has trainings on {other[0].rows} rows, judged by "
+            f"{len(other[0].tokens)}; name another file for {arguments.rows} and {arguments.test}"
+        )
     done = {(one.arm, one.seed) for one in runs}
     todo = [(arm, seed) for seed in range(arguments.seeds) for arm in arguments.arms]
     for arm, seed in todo:

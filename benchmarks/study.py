@@ -112,7 +112,9 @@ def document(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
         "compared": f"{study.compared}; {_all(o.test for o in runs)} test rows; means over "
         f"{skills}; seeds {_all(o.seed for o in runs)}",
         "command": f"python benchmarks/{study.name}.py --data path/to/skills --runs runs.jsonl "
-        f"--variants {named} --skills {skills.replace(',', '')}",
+        f"--variants {named} --skills {skills.replace(',', '')} "
+        f"--rows {_all(o.rows for o in runs)} --test {_all(o.test for o in runs)} "
+        f"--seeds {len({o.seed for o in runs})}",
         "date": time.strftime("%Y-%m-%d"),
         "device": "cpu",
         "machine": machine("cpu"),
@@ -142,6 +144,11 @@ def main(study: Study, argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     names = [AS_IT_IS, *(name for name in arguments.variants if name != AS_IT_IS)]
     runs = read(arguments.runs)
+    foreign = [one.variant for one in runs if one.variant not in study.variants]
+    if foreign:
+        parser.error(
+            f"{arguments.runs} has '{foreign[0]}', which is no variant here; name a file of its own"
+        )
     todo = list(
         missing(runs, names, arguments.skills, arguments.rows, arguments.seeds, arguments.test)
     )

@@ -34,7 +34,7 @@ from dylora_moe.foundation.base import Base, load_base
 from dylora_moe.foundation.own_prompts import write_own_prompts
 from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.lifecycle.recipe import TrafficRules
-from dylora_moe.lifecycle.traffic import RowFeatures, features_of, sorted_by
+from dylora_moe.lifecycle.traffic import Enough, RowFeatures, features_of, sorted_by
 from dylora_moe.records import Example
 from dylora_moe.skills.classifier import ClassifierTwoSample
 from dylora_moe.skills.clustering import clusters
@@ -145,7 +145,7 @@ def stream(
     for start in range(0, len(rows), CHUNK):
         given = [*waiting, *(example for _, example in rows[start : start + CHUNK])]
         screen = screen_of(library, own, share=rules.share)
-        found = sorted_by(screen, own, given, seen(given), rules)
+        found = sorted_by(screen, own, given, seen(given), rules, Enough(32, 32))
         waiting = found.waiting
         told["overruled"] += found.overruled
         for part in [*(part for _, part in found.claimed), *found.clusters]:

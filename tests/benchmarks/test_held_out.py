@@ -47,6 +47,8 @@ def test_both_sides_have_the_same_seeds_and_every_row_its_tokens() -> None:
 
 
 def test_the_rows_are_against_the_better_of_the_peer_s_arms_and_judged_by_the_interval() -> None:
+    (row,) = held_out.rows(RUNS)
+    assert row.note == f"{PACKED}, 2 seeds", "the other has one seed alone"
     better = [*RUNS[:4], run(PADDED, 0, 0.5, 0.5, 1.0), run(PADDED, 1, 0.5, 0.5, 1.0)]
     (row,) = held_out.rows(better)
     assert row.value == pytest.approx(9.0 / 2.0)
@@ -61,6 +63,16 @@ def test_what_was_run_is_read_again(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in RUNS), encoding="utf-8")
     assert held_out.read(path) == RUNS
     assert held_out.document(RUNS)["means"][PADDED] == {"0": pytest.approx(11 / 6)}
+
+
+def test_runs_of_another_size_are_not_taken_for_these(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "runs.jsonl"
+    path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in RUNS), encoding="utf-8")
+    with pytest.raises(SystemExit):
+        held_out.main(["--data", str(tmp_path), "--runs", str(path), "--rows", "32"])
+    assert "has trainings on 64 rows, judged by 3" in capsys.readouterr().err
 
 
 def test_the_peer_s_losses_are_measured_as_ours() -> None:

@@ -180,6 +180,25 @@ def test_a_second_expert_is_not_asked_where_it_cannot_change_the_verdict(
     assert len({expert for expert, _ in passes}) == 2
 
 
+def test_few_rows_are_judged_by_the_nearest_skill_s_own_expert(
+    taught: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels: list[float] = []
+
+    def badly(*args: Any) -> tuple[str, Interval]:
+        levels.append(args[-1])
+        return args[2][0], Interval(1.0, 1.0, 1.0)
+
+    # The nearest skill's expert seems to do badly; any other would only hide that.
+    monkeypatch.setattr(judgement, "_best_fit", badly)
+    few, passes = looked_at(taught, "few", rows(LETTERS, 20, 13), monkeypatch, both=False)
+    assert few.verdict.name == "unsure"
+    assert len({expert for expert, _ in passes}) == 2
+    assert set(levels) == {0.99}
+    _, passes = looked_at(taught, "more", rows(LETTERS, 64, 13), monkeypatch, both=False)
+    assert len({expert for expert, _ in passes}) == 3
+
+
 def test_a_fit_in_doubt_at_a_glance_is_settled_by_the_whole_sample(
     taught: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

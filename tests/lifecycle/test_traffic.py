@@ -13,6 +13,7 @@ import pytest
 from dylora_moe.build.pool import Pool
 from dylora_moe.errors import ConfigError, DataError, LearningInterruptedError
 from dylora_moe.lifecycle import mixed as learning
+from dylora_moe.lifecycle import traffic as sorting
 from dylora_moe.lifecycle.gathering import TRAFFIC
 from dylora_moe.lifecycle.learner import Learner
 from dylora_moe.lifecycle.recipe import TrafficRules
@@ -97,6 +98,27 @@ def test_more_of_a_skill_takes_fewer_rows_than_what_is_to_be_told_apart(taught: 
     (claim,) = few.claimed
     assert (taught.live.record(claim[0]).name, len(claim[1])) == ("letters", 14)
     assert not sort_traffic(taught.live, LETTER[:14], RULES, enough=Enough(24, 15)).claimed
+
+
+def test_what_a_skill_has_besides_a_cluster_of_its_own_waits() -> None:
+    ours = {("skill", 0): LETTER[:24], ("skill", 1): LETTER[24:40], ("other", 2): DIGIT[:16]}
+    found = sorting._claims(ours, Enough(24, 12))
+    assert [(skill, len(part)) for skill, part in found] == [("skill", 24), ("other", 16)]
+
+
+def test_few_rows_that_no_verdict_is_sure_of_are_sorted_anew_with_the_next(
+    taught: Pool,
+) -> None:
+    strict = settings(
+        novelty={"badly": 1e-6, "min_cluster": 24, "strange_share": 0.1}, generate_scores=0
+    )
+    results = feed(taught, LETTER[:14], settings=strict)
+    assert {result.action for result in results} == {"waiting"}
+    assert waiting(taught) == {TRAFFIC: 14}
+    learned = feed(taught, LETTER[14:], settings=SETTINGS)
+    assert "letters" in {result.skill for result in learned}
+    assert waiting(taught).get(TRAFFIC, 0) < 14
+    assert set(waiting(taught)) <= {TRAFFIC}
 
 
 def test_a_dozen_rows_of_a_known_skill_are_learned_and_do_not_wait(taught: Pool) -> None:
@@ -236,9 +258,11 @@ def test_a_plan_names_every_kind_and_changes_nothing(taught: Pool) -> None:
     before = fingerprint(taught)
     given = Arrival("traffic", shuffled(LETTER, SIGN, DIGIT[:3]))
     plans = taught.plan_arrivals([given], mixed=True, settings=SETTINGS)
-    told = {(plan.arrival, plan.verdict.name) for plan in plans}
-    assert {("traffic-1", "novel"), ("letters", "known")} <= told
-    assert sum(plan.rows for plan in plans) == 83
+    told = {plan.arrival: (plan.rows, plan.verdict.name) for plan in plans}
+    assert len(told) == len(plans), "a kind of rows is learned once"
+    assert told["traffic-1"][1] == "novel"
+    assert told["letters"][1] == "known"
+    assert sum(rows for rows, _ in told.values()) == 83
     assert fingerprint(taught) == before
     assert not taught._storage.examples.waiting()
 

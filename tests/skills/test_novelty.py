@@ -58,10 +58,15 @@ def test_the_table(separability: Interval | None, fit: Interval | None, name: st
 
 @pytest.mark.parametrize(("samples", "tokens"), [(31, 10_000), (64, 255)])
 @pytest.mark.parametrize("separability", [APART, STRADDLING, None])
+@pytest.mark.parametrize("fit", [BADLY, WELL, None])
 def test_too_little_is_unsure_unless_it_cannot_be_told_from_a_skill(
-    separability: Interval | None, samples: int, tokens: int
+    separability: Interval | None, fit: Interval | None, samples: int, tokens: int
 ) -> None:
-    assert decide(separability, BADLY, samples=samples, tokens=tokens).name == "unsure"
+    assert decide(separability, fit, samples=samples, tokens=tokens).name == "unsure"
+
+
+def test_no_test_judges_a_single_row() -> None:
+    assert Limits(samples=3, tokens=9).for_more == (2, 4)
 
 
 @pytest.mark.parametrize(

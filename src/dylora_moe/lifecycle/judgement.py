@@ -5,6 +5,7 @@ Knows the live pool and a detector; changes nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,13 +34,13 @@ _ROWS = 64
 """Rows whose answers are scored for the second axis: enough for an interval, cheap to score."""
 _GLANCE = 16
 """Of these, what everyone is first looked at on."""
-_SURE = 0.99
-"""Level of the interval that a glance goes by: it is one of two looks, and an interval over so few
-rows is too narrow."""
+_USUAL, _SURE = 0.95, 0.99
+"""Level of the interval, and of one over few rows, which would be too narrow: that of a glance (one
+of two looks besides), and of an arrival that is small."""
 _AS_AT_HOME = 0.1
 """Relative loss up to which nothing is to be gained by asking another expert."""
-_PERFECT, _NOTHING = Interval(0.0, 0.0, 0.0), Interval(1.0, 1.0, 1.0)
-"""Fits of an expert that does as at home, and of one that does no better than the base."""
+_PERFECT, _NOTHING = Interval(0.0, 0.0, 0.0), Interval(math.inf, math.inf, math.inf)
+"""Fits of an expert that does as at home, and of one that does worse than any limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,14 +73,15 @@ def judge(
 ) -> Judgement:
     """Measures both axes and decides.
 
-    Answer passes are most of a verdict's cost. So everyone is first looked at on a few rows, and
-    these are enough where they settle it: rows told apart from every skill, which the nearest
-    expert does badly by its whole 99% interval, with as many answer tokens as an arrival needs. The
-    second-nearest expert is asked only where it can change the verdict, or whom it names; first on
-    half a glance, since most often it does badly by far (`does_badly_by_t`). At the limit itself,
-    with losses that spread evenly, the first look ends the matter too early in 1.3% of the cases
-    and the second in 0.5%; where a few rows are long and answered well, more often (the second in 3
-    to 10% for a lognormal skew of 0.5 to 1). What it then costs is an expert too many.
+    Answer passes are most of a verdict's cost. So where the rows may be new everyone is first
+    looked at on a few of them, and these are enough where they settle it: rows told apart from
+    every skill, which the nearest expert does badly by its whole 99% interval, with as many answer
+    tokens as an arrival needs. The second-nearest expert is asked only where it can change the
+    verdict, or whom it names; first on half a glance, since most often it does badly by far
+    (`does_badly_by_t`). At the limit itself, with losses that spread evenly, the first look ends
+    the matter too early in 1.3% of the cases and the second in 0.5%; where a few rows are long and
+    answered well, more often (the second in 3 to 10% for a lognormal skew of 0.5 to 1). What it
+    then costs is an expert too many.
 
     Args:
         card: the pool's scores; an expert's own validation loss is read from it.
@@ -101,11 +103,14 @@ def judge(
     def home(skill_id: str) -> Home:
         return _home(live, card, skill_id, worst)
 
-    skills = [skill_id for skill_id, _ in measured.nearest]
+    limits = detector.limits
+    few = measured.samples < limits.samples or tokens < limits.tokens
+    # Few rows can be more of the nearest skill, and nothing else.
+    skills = [skill_id for skill_id, _ in measured.nearest][: 1 if few and not both else None]
     first, *others = dict.fromkeys(live.skills[s].expert_id for s in skills)
 
     def fits(
-        look: Callable[[str], RowLosses], *experts: str, level: float = 0.95
+        look: Callable[[str], RowLosses], *experts: str, level: float = _USUAL
     ) -> tuple[str, Interval]:
         losses = {expert: look(expert) for expert in experts}
         return _best_fit(live, home, skills, look(BASE_NAME), losses, level)
@@ -114,21 +119,21 @@ def judge(
         return detector.verdict(measured, fit=fit, tokens=tokens)
 
     def does_badly(fit: Interval) -> bool:
-        return side_of(fit, detector.limits.fit) is True
+        return side_of(fit, limits.fit) is True
 
     def settles(expert: str) -> bool:
-        if int(sample.glance(BASE_NAME).tokens.sum()) < detector.limits.tokens:
+        if int(sample.glance(BASE_NAME).tokens.sum()) < limits.tokens:
             return False
         return does_badly(fits(sample.glance, expert, level=_SURE)[1])
 
     def is_out(expert: str) -> bool:
         """Whether an expert that has a look at fewer rows than a glance needs no other."""
         base = sample.half(BASE_NAME)
-        if len(base.total) < FEWEST or int(base.tokens.sum()) < detector.limits.tokens:
+        if len(base.total) < FEWEST or int(base.tokens.sum()) < limits.tokens:
             return False
         homes = [home(s) for s in skills if live.skills[s].expert_id == expert]
         seen = sample.half(expert)
-        return all(does_badly_by_t(seen, base, own, detector.limits.fit) for own in homes)
+        return all(does_badly_by_t(seen, base, own, limits.fit) for own in homes)
 
     look, scored = sample.whole, [first]
     # Rows that are not told apart cannot be new: a glance would only cut their pass in two.
@@ -140,7 +145,7 @@ def judge(
         and decided(fits(sample.glance, first)[1]).name == "novel"
     ):
         look = sample.glance
-    skill_id, fit = fits(look, first)
+    skill_id, fit = fits(look, first, level=_SURE if few else _USUAL)
     if others and (both or _is_open(decided, fit)):
         second = others[0]
         if both or not (is_out(second) or settles(second)):

@@ -91,12 +91,14 @@ class _Sorting:
         found: what they are.
         waited: what waited before, all of it.
         left: of these the rows that were not looked at; they go on waiting.
+        apart: rows from which on a claim is of one kind by itself.
     """
 
     rows: int
     found: Sorted
     waited: list[Example]
     left: list[Example]
+    apart: int
 
 
 def _sorted(learner: Learner, arrival: Arrival) -> _Sorting:
@@ -113,7 +115,7 @@ def _sorted(learner: Learner, arrival: Arrival) -> _Sorting:
     limits = recipe.detector(live, stores.registry).limits
     enough = Enough(limits.samples, limits.for_more[0])
     found = sort_traffic(live, rows, recipe.traffic, enough=enough, max_length=recipe.max_length)
-    return _Sorting(len(rows), found, waited, left)
+    return _Sorting(len(rows), found, waited, left, enough.apart)
 
 
 def _learn(learner: Learner, arrival: Arrival) -> list[LearnResult]:
@@ -147,7 +149,13 @@ def _let_wait(
         if result.action == "waiting":
             # Rows that waited among the traffic could not be told to wait as this kind before.
             there = dict(examples.waiting()).get(kind.name, [])
-            examples.keep(kind.name, [*there, *kind.examples])
+            if len(kind.examples) < sorting.apart:
+                # Of several clusters: each row is to be looked at again by itself.
+                own = {row.key for row in kind.examples}
+                examples.keep(kind.name, [row for row in there if row.key not in own])
+                still += kind.examples
+            else:
+                examples.keep(kind.name, [*there, *kind.examples])
         elif result.action == "rejected":
             still += [row for row in kind.examples if row.key in before]
     # Only now: had the learning broken off, all that waited would wait still.

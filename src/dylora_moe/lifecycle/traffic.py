@@ -33,7 +33,8 @@ class Enough:
     Attributes:
         apart: of rows that are alike, so many get a verdict of their own, which can still tell a
             new kind of rows from those of the skill that seemed the nearest.
-        together: so many of a skill's others, whatever their cluster.
+        together: so many of a skill that has none of these, whatever their cluster; they can be
+            more of that skill, and nothing else.
     """
 
     apart: int = 32
@@ -140,15 +141,20 @@ def sorted_by(
 def _claims(
     owned: Mapping[tuple[str, int], Sequence[Example]], enough: Enough
 ) -> list[tuple[str, tuple[Example, ...]]]:
-    """Of rows by skill and cluster those that are enough: a cluster, or a skill's small ones."""
+    """Of rows by skill and cluster those that are enough: clusters, or a skill's small ones."""
     found, rest = [], dict[str, list[Example]]()
     for (skill, _), rows in owned.items():
         if len(rows) >= enough.apart:
             found.append((skill, tuple(rows)))
         else:
             rest.setdefault(skill, []).extend(rows)
-    few = [(skill, tuple(rows)) for skill, rows in rest.items() if len(rows) >= enough.together]
-    return found + few
+    # What a skill has besides a cluster waits: two trainings of it for one batch are one too many.
+    learned = {skill for skill, _ in found}
+    return found + [
+        (skill, tuple(rows))
+        for skill, rows in rest.items()
+        if len(rows) >= (enough.apart if skill in learned else enough.together)
+    ]
 
 
 def row_features(

@@ -51,8 +51,8 @@ class Limits:
 
     @property
     def for_more(self) -> tuple[int, int]:
-        """Examples and trained tokens that more of a skill takes: half, since it makes nothing new,
-        and its interval tells how sure it is."""
+        """Examples and trained tokens that more of a skill takes: half, since it makes nothing
+        new."""
         return max(2, self.samples // 2), self.tokens // 2
 
     def __post_init__(self) -> None:
