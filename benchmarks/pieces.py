@@ -146,8 +146,9 @@ class Learner:
     def _new(self) -> None:
         shape = RECIPE.shape
         self.experts.create_expert(
-            EXPERT, rank=shape.rank, alpha=shape.alpha, dropout=shape.dropout, targets=shape.targets
-        )
+            EXPERT, rank=shape.rank, alpha=shape.alpha, dropout=shape.dropout,
+            targets=shape.targets, seed=self.seed,
+        )  # fmt: skip
 
     def _loss(self, rows: Sequence[Example]) -> float:
         return answer_losses(self.model, cached(self.model.base, rows), expert=EXPERT).mean

@@ -44,6 +44,20 @@ def test_a_new_expert_changes_nothing_and_is_frozen() -> None:
     assert not any(p.requires_grad for p in manager.model.parameters())
 
 
+def test_a_seed_says_where_an_expert_begins_and_moves_no_other_draw() -> None:
+    manager = manager_of()
+    torch.manual_seed(3)
+    manager.create_expert("expert_a", seed=7)
+    drawn = torch.rand(4)
+    manager.create_expert("expert_b", seed=7)
+    manager.create_expert("expert_c", seed=8)
+    a, b, c = (list(manager.state(f"expert_{name}").values()) for name in "abc")
+    assert all(torch.equal(one, other) for one, other in zip(a, b, strict=True))
+    assert not all(torch.equal(one, other) for one, other in zip(a, c, strict=True))
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(4))
+
+
 def test_only_the_named_experts_require_gradients() -> None:
     manager = with_experts(ranks=(4, 4, 4))
     manager.set_active_expert("expert_1")

@@ -17,6 +17,7 @@ from dylora_moe.experts.gates import GateSlot
 from dylora_moe.experts.owned import OwnedExperts
 from dylora_moe.experts.sites import Targets
 from dylora_moe.foundation.anatomy import Anatomy
+from dylora_moe.foundation.seeding import seeded
 
 
 class ExpertManager(OwnedExperts):
@@ -71,6 +72,7 @@ class ExpertManager(OwnedExperts):
         dropout: float = 0.0,
         targets: Targets = "all-linear",
         start_from: Mapping[str, float] | None = None,
+        seed: int | None = None,
     ) -> None:
         """Adds an expert that changes nothing yet (`B` is zero), frozen.
 
@@ -82,6 +84,7 @@ class ExpertManager(OwnedExperts):
             targets: the linear layers of the attention, all of them, or suffixes of module names.
             start_from: weights of experts whose summed deltas it starts from instead of zero,
                 cut to its rank by SVD (`low_rank.merge`).
+            seed: of the numbers of `A`; torch's own state where None.
 
         Raises:
             ExpertError: a bad or taken name, no such target, or unknown experts to start from.
@@ -97,7 +100,8 @@ class ExpertManager(OwnedExperts):
         self.touch(tuple(sources))
         paths = self._sites.chosen(targets)
         config = self._sites.config(paths, r=rank, lora_alpha=alpha, lora_dropout=dropout)
-        self._adapters.create(expert_id, config, paths)
+        with seeded(seed, self._adapters.device):
+            self._adapters.create(expert_id, config, paths)
         self._adapters.merge_into(expert_id, sources)
         layout = self._sites.layout(self._adapters.ranks(expert_id))
         self._tiers.born(expert_id, config, layout, stay=sources)

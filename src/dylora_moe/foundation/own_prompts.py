@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dylora_moe.errors import BaseModelError
 from dylora_moe.foundation.base import Base
+from dylora_moe.foundation.seeding import seeded
 
 _BATCH = 128
 _MARK = "\x02"
@@ -43,9 +44,7 @@ def write_own_prompts(
     """
     starts = _starts(base)
     prompts: list[str] = []
-    devices = [base.device] if base.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
+    with seeded(seed, base.device):
         for _ in range(_ROUNDS):
             if len(prompts) >= count:
                 break

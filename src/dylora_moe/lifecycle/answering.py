@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dylora_moe.errors import ConfigError, DataError
+from dylora_moe.foundation.seeding import seeded
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.results import Answer
@@ -80,7 +80,7 @@ def answer(
     tokenizer, stop = live.base.tokenizer, sampling.stop
     encoded = [encode_prompt(prompt, tokenizer, live.fmt) for prompt in prompts]
     found: dict[int, Answer] = {}
-    with _seeded(sampling.seed, live.base.device):
+    with seeded(sampling.seed, live.base.device):
         for rows in _batches([len(row) for row in encoded], live, sampling):
             batch = [encoded[index] for index in rows]
             told = None if on_text is None else texts_of_rows(tokenizer, rows, stop, on_text)
@@ -184,17 +184,6 @@ def _answer(
         none=none,
         tokens=len(tokens),
     )
-
-
-@contextmanager
-def _seeded(seed: int | None, device: torch.device) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
 
 
 def route(live: LivePool, prompts: Sequence[str | Sequence[Turn]]) -> Routing:

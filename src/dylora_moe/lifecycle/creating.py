@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
 from dylora_moe.experts.maturity import after_training
 from dylora_moe.lifecycle.card import model_card
 from dylora_moe.lifecycle.change import (
@@ -218,17 +216,15 @@ def trained_event(alias: str, version: int, outcome: TrainingOutcome, run_id: st
 def _give_birth(step: Step, expert_id: str, alias: str) -> None:
     """Puts the expert into the model, its skill into library and router."""
     live, shape, observation = step.live, step.recipe.shape, step.observation
-    devices = [live.base.device] if live.base.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(step.recipe.seed)
-        live.experts.create_expert(
-            expert_id,
-            rank=shape.rank,
-            alpha=shape.alpha,
-            dropout=shape.dropout,
-            targets=shape.targets,
-            start_from=_start(step),
-        )
+    live.experts.create_expert(
+        expert_id,
+        rank=shape.rank,
+        alpha=shape.alpha,
+        dropout=shape.dropout,
+        targets=shape.targets,
+        start_from=_start(step),
+        seed=step.recipe.seed,
+    )
     live.versions[expert_id] = 1
     keys = [example.key for example in observation.train_examples]
     skill = live.library.add_skill(step.skill_id, observation.features, expert_id, keys)

@@ -90,7 +90,7 @@ class Ground:
         ]
         self._experts.create_expert(
             _EXPERT, rank=shape.rank, alpha=shape.alpha, dropout=shape.dropout,
-            targets=shape.targets,
+            targets=shape.targets, seed=settings.seed,
         )  # fmt: skip
         try:
             with (

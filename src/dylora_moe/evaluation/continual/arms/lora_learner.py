@@ -22,8 +22,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from dylora_moe.evaluation.continual.answers import Questions, encoded, questions
 from dylora_moe.evaluation.continual.arms.arm import Setting
 from dylora_moe.evaluation.continual.results import ArmResult, Stage
@@ -110,16 +108,15 @@ class LoraLearner:
             name: `expert_` and letters or digits.
             seed: of its `A`.
         """
-        setting, device = self._setting, self.base.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            self.experts.create_expert(
-                name,
-                rank=setting.rank,
-                alpha=setting.alpha,
-                dropout=setting.learn.expert.dropout,
-                targets=setting.targets,
-            )
+        setting = self._setting
+        self.experts.create_expert(
+            name,
+            rank=setting.rank,
+            alpha=setting.alpha,
+            dropout=setting.learn.expert.dropout,
+            targets=setting.targets,
+            seed=seed,
+        )
 
     def train(
         self,
