@@ -181,7 +181,7 @@ def rows(runs: Sequence[Run]) -> list[Row]:
         found.append(
             Row(
                 f"held-out loss, {words}", value.value, "at most", must, aim, value.low,
-                value.high, f"{best}, {most} seeds", interval=True,
+                value.high, f"{best}, seeds: {most}", interval=True,
             )
         )  # fmt: skip
 

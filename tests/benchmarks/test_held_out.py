@@ -48,11 +48,11 @@ def test_both_sides_have_the_same_seeds_and_every_row_its_tokens() -> None:
 
 def test_the_rows_are_against_the_better_of_the_peer_s_arms_and_judged_by_the_interval() -> None:
     (row,) = held_out.rows(RUNS)
-    assert row.note == f"{PACKED}, 2 seeds", "the other has one seed alone"
+    assert row.note == f"{PACKED}, seeds: 2", "the other has one seed alone"
     better = [*RUNS[:4], run(PADDED, 0, 0.5, 0.5, 1.0), run(PADDED, 1, 0.5, 0.5, 1.0)]
     (row,) = held_out.rows(better)
     assert row.value == pytest.approx(9.0 / 2.0)
-    assert row.note == f"{PADDED}, 2 seeds"
+    assert row.note == f"{PADDED}, seeds: 2"
     assert row.interval
     assert (row.must, row.aim, row.direction) == (1.01, 1.0, "at most")
 
