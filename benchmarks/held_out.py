@@ -22,7 +22,6 @@ from typing import Any
 
 import peers
 import skill_rows
-import torch
 import workload
 from harness import Options
 from learning import EPOCHS
@@ -30,15 +29,12 @@ from machine import machine, versions
 from measured import Row
 from skill_rows import NEW
 from study import cached, drawn, encoded
-from torch import nn
 
 from dylora_moe.config import LearnSettings
 from dylora_moe.foundation.base import Base
 from dylora_moe.records import Interval
 from dylora_moe.scoring.bootstrap import paired_bootstrap
-from dylora_moe.text.batching import collate, length_grouped
 from dylora_moe.text.reading import read_examples
-from dylora_moe.text.template import Encoded
 from dylora_moe.training.measure import answer_losses
 from dylora_moe.tuning.material import Skill
 
@@ -116,28 +112,7 @@ def _theirs(
             base, skill.train.encoded, Path(made), epochs=EPOCHS, packing=packing, blocks=blocks,
             seed=seed,
         )  # fmt: skip
-    return row_losses(model, base, skill.judged.encoded)
-
-
-@torch.no_grad()
-def row_losses(
-    model: nn.Module, base: Base, rows: Sequence[Encoded]
-) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Nats over each row's answer by any model's logits, and the answers' tokens."""
-    model.eval()
-    losses, tokens = [0.0] * len(rows), [0] * len(rows)
-    for group in length_grouped([len(one) for one in rows], batch_size=16):
-        batch = collate([rows[index] for index in group], base.tokenizer.pad_token_id)
-        labels = batch["labels"][:, 1:]
-        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
-        logits = model(**inputs, use_cache=False).logits[:, :-1].float()
-        each = nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100
-        ).view(labels.shape)
-        for place, index in enumerate(group):
-            losses[index] = float(each[place].sum())
-            tokens[index] = int((labels[place] != -100).sum())
-    return tuple(losses), tuple(tokens)
+    return peers.row_losses(model, base, skill.judged.encoded)
 
 
 def _seeds(runs: Sequence[Run], *arms: str) -> list[int]:

@@ -28,7 +28,6 @@ from dylora_moe.foundation.base import Base
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.routing.router import DynamicHybridRouter
-from dylora_moe.text.batching import collate, length_grouped
 from dylora_moe.text.template import Encoded
 from dylora_moe.training.expert import train_expert
 from dylora_moe.training.measure import answer_losses
@@ -246,19 +245,10 @@ def _own_loss(model: DyLoRAMoE, expert: str, rows: Sequence[Encoded]) -> float:
     return answer_losses(model, _cached(model.base, rows), expert=expert).mean
 
 
-@torch.no_grad()
 def _held_out(model: nn.Module, base: Base, rows: Sequence[Encoded]) -> float:
-    """Token-mean loss of the answers, by the model's own loss."""
-    model.eval()
-    total, count = 0.0, 0
-    for group in length_grouped([len(one) for one in rows], batch_size=16):
-        batch = collate([rows[index] for index in group], base.tokenizer.pad_token_id)
-        batch = {key: value.to(base.device) for key, value in batch.items()}
-        del batch["prompt_mask"]
-        trained = int((batch["labels"][:, 1:] != -100).sum())
-        total += float(model(**batch, use_cache=False).loss) * trained
-        count += trained
-    return total / count
+    """Token-mean loss of the answers."""
+    losses, tokens = peers.row_losses(model, base, rows)
+    return sum(losses) / sum(tokens)
 
 
 ARMS: dict[str, Callable[[Options], Mapping[str, Any]]] = {

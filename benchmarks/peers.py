@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dylora_moe.foundation.base import Base
 from dylora_moe.foundation.quiet import quiet
+from dylora_moe.text.batching import collate, length_grouped
 from dylora_moe.text.template import Encoded
 from dylora_moe.training.phases import consolidation
 
@@ -188,6 +189,28 @@ def sft(
     with quiet():
         done = trainer.train()
     return trainer.model, float(done.metrics["train_runtime"])
+
+
+@torch.no_grad()
+def row_losses(
+    model: nn.Module, base: Base, rows: Sequence[Encoded]
+) -> tuple[tuple[float, ...], tuple[int, ...]]:
+    """Nats over each row's answer by any model's logits, and the answers' tokens."""
+    model.eval()
+    losses, tokens = [0.0] * len(rows), [0] * len(rows)
+    for group in length_grouped([len(one) for one in rows], batch_size=16):
+        found = collate([rows[index] for index in group], base.tokenizer.pad_token_id)
+        batch = {name: value.to(base.device) for name, value in found.items()}
+        labels = batch["labels"][:, 1:]
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask")}
+        logits = model(**inputs, use_cache=False).logits[:, :-1].float()
+        each = nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), reduction="none", ignore_index=-100
+        ).view(labels.shape)
+        for place, index in enumerate(group):
+            losses[index] = float(each[place].sum())
+            tokens[index] = int((labels[place] != -100).sum())
+    return tuple(losses), tuple(tokens)
 
 
 def _sft_config(base: Base, folder: Path, epochs: float, packing: bool, seed: int) -> Any:

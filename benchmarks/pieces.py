@@ -38,6 +38,7 @@ from dylora_moe.training.measure import answer_losses
 from dylora_moe.training.outcome import TrainingOutcome
 from dylora_moe.training.phases import Phase
 from dylora_moe.training.reporters import JsonlReporter
+from dylora_moe.tuning.trials import exact_answers
 
 PIECE = 60
 """Rows of a piece: those of a batch of the bench's cpu preset."""
@@ -205,13 +206,9 @@ def run(folder: Path, name: str, rows: int, test: int, seed: int) -> Run:
             learner.more(given[start : start + PIECE], way)
     asked = cached(learner.model.base, list(read_examples(folder / "test.jsonl"))[:test])
     losses = answer_losses(learner.model, asked, expert=EXPERT, openings=True)
-    exact = [
-        opening == row.input_ids[row.prompt_length :]
-        for row, opening in zip(asked.encoded, losses.openings, strict=True)
-    ]
     return Run(
-        name, folder.name, rows, seed, losses.mean, statistics.fmean(exact), learner.tokens,
-        learner.seconds, test,
+        name, folder.name, rows, seed, losses.mean,
+        statistics.fmean(exact_answers(asked, losses)), learner.tokens, learner.seconds, test,
     )  # fmt: skip
 
 

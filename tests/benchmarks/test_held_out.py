@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import held_out
+import peers
 import pytest
 import workload
 from harness import Options
@@ -78,7 +79,7 @@ def test_runs_of_another_size_are_not_taken_for_these(
 def test_the_peer_s_losses_are_measured_as_ours() -> None:
     base = workload.load(Options(toy=True, device="cpu", dtype="fp32"))
     rows = cached(base, [pair(f"Say {n}", str(10**n)) for n in range(5)])
-    losses, tokens = held_out.row_losses(base.model, base, rows.encoded)
+    losses, tokens = peers.row_losses(base.model, base, rows.encoded)
     ours = answer_losses(workload.ours(base, 1), rows, expert="base")
     assert list(tokens) == ours.tokens.tolist()
     assert list(losses) == pytest.approx(ours.total.tolist(), rel=1e-5)

@@ -66,7 +66,7 @@ def test_too_little_is_unsure_unless_it_cannot_be_told_from_a_skill(
 
 
 def test_no_test_judges_a_single_row() -> None:
-    assert Limits(samples=3, tokens=9).for_more == (2, 4)
+    assert Limits(samples=3, tokens=9).for_more == Limits(samples=2, tokens=4)
 
 
 @pytest.mark.parametrize(

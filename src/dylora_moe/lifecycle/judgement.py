@@ -104,7 +104,7 @@ def judge(
         return _home(live, card, skill_id, worst)
 
     limits = detector.limits
-    few = measured.samples < limits.samples or tokens < limits.tokens
+    few = bool(limits.lacking(measured.samples, tokens))
     # Few rows can be more of the nearest skill, and nothing else.
     skills = [skill_id for skill_id, _ in measured.nearest][: 1 if few and not both else None]
     first, *others = dict.fromkeys(live.skills[s].expert_id for s in skills)

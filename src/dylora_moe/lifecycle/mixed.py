@@ -113,7 +113,7 @@ def _sorted(learner: Learner, arrival: Arrival) -> _Sorting:
     rows = _unlearned(learner, [*again, *arrival.examples])
     learner.watch.stage("sort", f"{len(rows)} rows of {arrival.name}")
     limits = recipe.detector(live, stores.registry).limits
-    enough = Enough(limits.samples, limits.for_more[0])
+    enough = Enough(limits.samples, limits.for_more.samples)
     found = sort_traffic(live, rows, recipe.traffic, enough=enough, max_length=recipe.max_length)
     return _Sorting(len(rows), found, waited, left, enough.apart)
 

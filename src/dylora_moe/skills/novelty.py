@@ -6,7 +6,7 @@ is what every novelty test looks like from outside.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from jaxtyping import Float
@@ -50,10 +50,17 @@ class Limits:
     settled: float = 0.95
 
     @property
-    def for_more(self) -> tuple[int, int]:
-        """Examples and trained tokens that more of a skill takes: half, since it makes nothing
-        new."""
-        return max(2, self.samples // 2), self.tokens // 2
+    def for_more(self) -> Limits:
+        """What more of a skill takes: half the examples and tokens, since it makes nothing new."""
+        return replace(self, samples=max(2, self.samples // 2), tokens=self.tokens // 2)
+
+    def lacking(self, samples: int, tokens: int | None) -> str:
+        """What to say where examples or trained tokens are too few; else empty."""
+        if samples < self.samples:
+            return f"{samples} examples are too few to judge; it takes {self.samples}"
+        if tokens is not None and tokens < self.tokens:
+            return f"{tokens} answer tokens are too few to judge; it takes {self.tokens}"
+        return ""
 
     def __post_init__(self) -> None:
         if self.samples < 2 or self.tokens < 0:
@@ -166,10 +173,10 @@ def _table(
     if separability is not None:
         told = f"separability {_show(separability)} against threshold {threshold:.2f}"
         apart = side_of(separability, threshold)
-    few = _too_few(samples, tokens, (limits.samples, limits.tokens))
+    few = limits.lacking(samples, tokens)
     if few:
         well = fit is None or side_of(fit, limits.fit) is False
-        if apart is False and well and not _too_few(samples, tokens, limits.for_more):
+        if apart is False and well and not limits.for_more.lacking(samples, tokens):
             return "known", f"{told}: same inputs, few of them, and nothing speaks of other answers"
         return "unsure", few
     if separability is None:
@@ -193,15 +200,6 @@ def _table(
     if badly:
         return "revised", f"{told}: same inputs, other answers"
     return "known", f"{told}: same inputs, same answers"
-
-
-def _too_few(samples: int, tokens: int | None, needed: tuple[int, int]) -> str:
-    """What to say where examples or tokens are fewer than needed; else empty."""
-    if samples < needed[0]:
-        return f"{samples} examples are too few to judge; it takes {needed[0]}"
-    if tokens is not None and tokens < needed[1]:
-        return f"{tokens} answer tokens are too few to judge; it takes {needed[1]}"
-    return ""
 
 
 def side_of(interval: Interval, threshold: float) -> bool | None:

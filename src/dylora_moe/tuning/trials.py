@@ -18,11 +18,11 @@ from dylora_moe.experts.manager import ExpertManager
 from dylora_moe.foundation.base import Base
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.routing.router import DynamicHybridRouter
-from dylora_moe.text.template import Encoded
 from dylora_moe.training.callbacks import OnProgress
 from dylora_moe.training.expert import train_expert
-from dylora_moe.training.measure import answer_losses
+from dylora_moe.training.measure import RowLosses, answer_losses
 from dylora_moe.training.reporters import JsonlReporter
+from dylora_moe.training.rows import Rows
 from dylora_moe.tuning.material import Skill
 
 _EXPERT = "expert_tried"
@@ -115,7 +115,7 @@ class Ground:
                 loss=outcome.best_loss,
                 judged=tuple(losses.per_row.tolist()),
                 weights=tuple(losses.tokens.tolist()),
-                exact=tuple(map(_is_answer, skill.judged.encoded, losses.openings)),
+                exact=exact_answers(skill.judged, losses),
                 tokens=outcome.tokens,
                 seconds=outcome.seconds,
                 parameters=self._experts.parameter_count(_EXPERT),
@@ -124,5 +124,13 @@ class Ground:
             self._experts.remove(_EXPERT)
 
 
-def _is_answer(row: Encoded, opening: tuple[int, ...]) -> bool:
-    return opening == row.input_ids[row.prompt_length :]
+def exact_answers(rows: Rows, losses: RowLosses) -> tuple[bool, ...]:
+    """Whether greedy decoding writes each row's last answer to the letter.
+
+    Args:
+        losses: of the rows, with their openings.
+    """
+    return tuple(
+        opening == row.input_ids[row.prompt_length :]
+        for row, opening in zip(rows.encoded, losses.openings, strict=True)
+    )
