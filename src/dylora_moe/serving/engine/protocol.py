@@ -5,9 +5,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Protocol, TypeVar
 
+from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.serving.engine.requests import EngineState, OnEvent, Request
+
+T = TypeVar("T")
 
 
 class Ticket(Protocol):
@@ -35,6 +40,17 @@ class Engine(Protocol):
 
     def state(self) -> EngineState:
         """What it is doing."""
+        ...
+
+    def call(self, work: Callable[[LivePool], T]) -> Future[T]:
+        """Runs work that needs the model between two steps, in the engine's thread.
+
+        The pool is at the revision that new requests are answered by. The work must leave it as it
+        was; requests under way wait for it, so it should be short.
+
+        Raises:
+            UnavailableError: as `submit`.
+        """
         ...
 
     def drain(self, seconds: float | None = None) -> bool:
