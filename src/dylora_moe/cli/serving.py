@@ -110,7 +110,7 @@ def _serve(
 
         def started() -> None:
             lines = hints(served.name, url, bool(keys))
-            watch = (served, server, errors, lambda: [say(line) for line in lines])
+            watch = (served, server, errors, lambda: say("\n".join(lines)))
             threading.Thread(target=_watch_engine, args=watch, daemon=True).start()
 
         server = Server(app, served.engine, stopping, settings, started)
