@@ -113,6 +113,8 @@ def test_open_requests_are_bounded(live: Callable[..., Live]) -> None:
     assert response.status_code == 429
     assert response.headers["retry-after"] == "1"
     assert error_of(response)["code"] == "rate_limit_exceeded"
+    for path in ("/health", "/ready", "/metrics"):
+        assert httpx.get(f"{server.url}{path}").status_code == 200
     for thread in threads:
         thread.join()
     assert httpx.get(f"{server.url}/v1/models").status_code == 200
