@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dylora_moe.errors import ConfigError, DataError
+from dylora_moe.errors import ConfigError, PromptLengthError
 from dylora_moe.foundation.seeding import seeded
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.lifecycle.live import LivePool
@@ -108,7 +108,7 @@ def _batches(lengths: Sequence[int], live: LivePool, sampling: Sampling) -> Iter
         elif lengths[index] < context:
             yield [index]
         else:
-            raise DataError(
+            raise PromptLengthError(
                 f"the prompt is {lengths[index]} tokens long and the base's context {context}, "
                 "which leaves no room for an answer; shorten it"
             )
