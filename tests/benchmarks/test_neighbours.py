@@ -34,7 +34,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     monkeypatch.setattr(neighbours, "OLDER", SKILLS)
     monkeypatch.setattr(neighbours, "OLDER_ROWS", 32)
-    monkeypatch.setattr(neighbours, "OWN_PROMPTS", 16)
+    monkeypatch.setattr(neighbours, "OWN_PROMPTS", 32)
     monkeypatch.setattr(neighbours, "DEFAULT_BASE", str(workload.save_toy(tmp_path / "base")))
     monkeypatch.setattr(neighbours, "PLACE", {"device": "cpu", "dtype": "fp32"})
     # Two quick older experts are not mature by themselves, and only mature ones teach.

@@ -27,7 +27,7 @@ _PASS_TOKENS = 2048
 
 @dataclass(frozen=True, eq=False)
 class Lessons:
-    """What the teachers say of each training row, on the CPU: 260 bytes a trained token.
+    """What the teachers say of each training row, on the CPU: 390 bytes a trained token.
 
     Attributes:
         rows: in the order of the training rows.
