@@ -27,6 +27,8 @@ class Run:
         tokens: of all updates.
         seconds: of the training.
         test: test rows that were asked for.
+        routed: mean over the pool's skills of the loss of their test rows as the router sends
+            them; None where there is no router in question.
     """
 
     variant: str
@@ -38,6 +40,7 @@ class Run:
     tokens: int
     seconds: float
     test: int = 200
+    routed: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,18 @@ class Compared:
     def tokens(self) -> float:
         """What it costs: ratio of the tokens trained on; seconds depend on who else is there."""
         return _ratio([a.tokens / b.tokens for a, b in self.pairs])[0]
+
+    @property
+    def seconds(self) -> float:
+        """Ratio of the seconds, on a machine that others may have used."""
+        return _ratio([a.seconds / b.seconds for a, b in self.pairs])[0]
+
+    @property
+    def routed(self) -> tuple[float, float, float] | None:
+        """As `loss`, of what the router answers; None where it was not asked in every training."""
+        pairs = [(a.routed, b.routed) for a, b in self.pairs]
+        found = [a / b for a, b in pairs if a is not None and b is not None]
+        return _ratio(found) if len(found) == len(pairs) else None
 
     @property
     def right(self) -> tuple[float, float, float]:
@@ -90,10 +105,13 @@ def rows(runs: Sequence[Run]) -> list[Row]:
     """The scoreboard's rows."""
     found = []
     for one in compared(runs):
-        value, low, high = one.loss
-        measure = f"held-out loss, {one.variant}, {one.rows} rows / {AS_IT_IS}"
         note = f"{len(one.pairs)} trainings each"
-        found.append(Row(measure, value, low=low, high=high, note=note, interval=True))
+        for what, ratio in (("held-out loss", one.loss), ("routed loss", one.routed)):
+            if ratio is None:
+                continue
+            value, low, high = ratio
+            measure = f"{what}, {one.variant}, {one.rows} rows / {AS_IT_IS}"
+            found.append(Row(measure, value, low=low, high=high, note=note, interval=True))
     return found
 
 
@@ -109,21 +127,30 @@ def table(runs: Sequence[Mapping[str, Any]]) -> str:
         "exact answers, points",
         "tokens / as it is",
     ]
+    there = compared(read)
+    asked = any(one.routed for one in there)
+    titles += ["seconds / as it is", "routed loss / as it is"] if asked else []
     lines = ["| " + " | ".join(titles) + " |", "|" + "---|" * len(titles)]
-    for one in compared(read):
+    for one in there:
         each = []
         for skill in skills:
             ratios = [a.loss / b.loss for a, b in one.pairs if a.skill == skill]
             each.append(
                 f"{math.exp(statistics.fmean(map(math.log, ratios))):.3f}" if ratios else "-"
             )
-        loss, right = one.loss, one.right
+        right, routed = one.right, one.routed
         cells = [
-            one.variant, str(one.rows), f"{loss[0]:.3f} [{loss[1]:.3f}, {loss[2]:.3f}]", *each,
+            one.variant, str(one.rows), _shown(one.loss), *each,
             f"{right[0]:+.1f} [{right[1]:+.1f}, {right[2]:+.1f}]", f"{one.tokens:.2f}",
         ]  # fmt: skip
+        if asked:
+            cells += [f"{one.seconds:.2f}", _shown(routed) if routed is not None else "-"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _shown(found: tuple[float, float, float]) -> str:
+    return f"{found[0]:.3f} [{found[1]:.3f}, {found[2]:.3f}]"
 
 
 def _ratio(values: Sequence[float]) -> tuple[float, float, float]:

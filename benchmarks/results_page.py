@@ -16,7 +16,7 @@ from ablations_table import table
 from page import replaced
 from verdicts import RESULTS
 
-STUDIES = ("ablations.json", "pieces.json")
+STUDIES = ("ablations.json", "pieces.json", "neighbours.json")
 """Result files of trainings in variants."""
 
 

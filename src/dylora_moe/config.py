@@ -42,6 +42,9 @@ class PhaseSettings(Settings):
     patience: int = Field(default=2, ge=1, description="evaluations without a better loss")
     max_examples: int | None = Field(default=None, ge=1)
     packing: bool = False
+    distillation: float = Field(
+        default=0.0, ge=0, description="coefficient of the divergence from the teachers"
+    )
 
 
 def _seeding() -> PhaseSettings:
@@ -166,6 +169,7 @@ class LearnSettings(Settings):
     replay: float = Field(
         default=3.0, ge=0, description="stored rows of the expert that train beside each new one"
     )
+    distillation_temperature: float = Field(default=2.0, gt=0)
     novelty: NoveltySettings = NoveltySettings()
     router: RouterSettings = RouterSettings()
     gate: GateSettings = GateSettings()

@@ -33,3 +33,10 @@ def test_runs_are_resumed_under_other_reporters_and_under_no_other_settings() ->
 
     assert of() == of("report_to=[tensorboard]")
     assert len({of(), of("seed=1"), of("more_data.epochs=2"), of("router.top_k=1")}) == 4
+
+
+def test_a_phase_may_distil_at_the_settings_temperature() -> None:
+    recipe = make_recipe(learn_settings(["more_data.distillation=0.5"]))
+    assert [phase.distillation for phase in recipe.new_expert] == [0.0, 0.0]
+    assert (recipe.more_data[0].distillation, recipe.temperature) == (0.5, 2.0)
+    assert make_recipe(learn_settings(["distillation_temperature=3"])).temperature == 3.0

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from dylora_moe.model.loss import cross_entropy, trained_positions
+from dylora_moe.model.head import losses_of_logits
+from dylora_moe.model.loss import summed_up, trained_positions
 
 
 def test_each_target_is_predicted_by_the_position_before_it() -> None:
@@ -25,8 +26,9 @@ def test_a_row_without_targets_has_no_loss_and_changes_no_mean() -> None:
     labels = torch.tensor([[-100, 1, 2], [-100, -100, -100]])
     positions = trained_positions(labels)
     logits = torch.tensor([[0.0, 2.0, 0.0], [1.0, 0.0, 0.0]])
-    loss = cross_entropy(logits, positions)
+    losses = losses_of_logits(logits, positions.targets).losses
+    loss = summed_up(losses, positions)
     assert loss.row_tokens.tolist() == [2, 0]
     assert loss.row_means[1] == 0
     assert torch.equal(loss.row_means[0], loss.mean)
-    assert torch.equal(cross_entropy(logits, positions, 4).mean * 2, loss.mean)
+    assert torch.equal(summed_up(losses, positions, 4).mean * 2, loss.mean)

@@ -62,7 +62,13 @@ def test_the_shortest_phases_learn_at_some_step(scheduler: str, steps: int) -> N
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"epochs": 0.0}, {"batch_size": 0}, {"collaboration": (0.0, 1.5)}, {"patience": 0}],
+    [
+        {"epochs": 0.0},
+        {"batch_size": 0},
+        {"collaboration": (0.0, 1.5)},
+        {"patience": 0},
+        {"distillation": -0.5},
+    ],
 )
 def test_a_phase_out_of_range_is_told(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="phase a"):

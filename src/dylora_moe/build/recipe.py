@@ -58,6 +58,7 @@ def make_recipe(settings: LearnSettings) -> Recipe:
         evaluation={name: tuple(read_examples(path)) for name, path in settings.evaluation.items()},
         target=settings.target,
         traffic=TrafficRules(novelty.strange_share, novelty.alike, novelty.min_cluster),
+        temperature=settings.distillation_temperature,
         fingerprint=hashlib.sha256(text.encode()).hexdigest(),
     )
 

@@ -27,7 +27,7 @@ from dylora_moe.lifecycle.names import free_name
 from dylora_moe.lifecycle.results import LearnResult
 from dylora_moe.lifecycle.router_change import adapt_router, router_event, shape_router
 from dylora_moe.lifecycle.step import Step, finished
-from dylora_moe.lifecycle.teaching import evaluation_sets, target_of, teach
+from dylora_moe.lifecycle.teaching import evaluation_sets, mature_neighbours, target_of, teach
 from dylora_moe.lifecycle.telling import report_step
 from dylora_moe.lifecycle.updating import Change, Trained, store_change
 from dylora_moe.ports import Run
@@ -135,9 +135,13 @@ def _train_on(step: Step, run: Run, change: Change) -> Trained:
     live.versions[expert_id] = version
     # New answers have to be learned as from the start; more of the same ones only refine.
     recipe = step.recipe
-    phases = recipe.new_expert if change.of_verdict == "revised" else recipe.more_data
+    phases = recipe.more_data
+    teachers: tuple[str, ...] = (expert_id,)
+    if change.of_verdict == "revised":
+        # What the expert said before is what it is to unlearn.
+        phases, teachers = recipe.new_expert, mature_neighbours(live, step, expert_id)
     gate = _gate(live)
-    outcome = teach(step, run, expert_id, phases, train, sets)
+    outcome = teach(step, run, expert_id, phases, train, sets, teachers=teachers)
     return Trained(run, outcome, before, base, gate)
 
 

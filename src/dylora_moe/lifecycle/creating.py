@@ -28,7 +28,13 @@ from dylora_moe.lifecycle.router_change import (
 )
 from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.lifecycle.step import Step, finished
-from dylora_moe.lifecycle.teaching import OWN, evaluation_sets, target_of, teach
+from dylora_moe.lifecycle.teaching import (
+    OWN,
+    evaluation_sets,
+    mature_neighbours,
+    target_of,
+    teach,
+)
 from dylora_moe.lifecycle.telling import report_step
 from dylora_moe.ports import Run
 from dylora_moe.records import BASE_NAME, Event, ExpertVersion
@@ -125,6 +131,7 @@ def _train(step: Step, run: Run, expert_id: str, alias: str) -> _New:
         step.recipe.new_expert,
         observation.train,
         sets,
+        teachers=mature_neighbours(live, step, expert_id),
         on_creation={"similarity_scores_on_creation": scores} if scores else None,
     )
     target = target_of(step, sets)

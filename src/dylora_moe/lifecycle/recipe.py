@@ -74,6 +74,7 @@ class Recipe:
         evaluation: further sets of rows that every training is measured on, by name.
         target: the one that stops a training and says what is best; the skill's own rows if None.
         traffic: how unlabelled mixed rows are sorted.
+        temperature: of what teachers say, in phases that distil.
         fingerprint: of all settings; a run is only resumed under the same ones.
     """
 
@@ -102,6 +103,7 @@ class Recipe:
     evaluation: Mapping[str, tuple[Example, ...]] = field(default_factory=dict)
     target: str | None = None
     traffic: TrafficRules = TrafficRules()
+    temperature: float = 2.0
 
     @property
     def apart(self) -> frozenset[str]:

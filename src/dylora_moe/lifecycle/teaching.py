@@ -11,7 +11,7 @@ from typing import Any
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.step import Step
 from dylora_moe.ports import Run
-from dylora_moe.records import BASE_NAME, Example
+from dylora_moe.records import BASE_NAME, MATURE_FROM, Example
 from dylora_moe.training.expert import train_expert
 from dylora_moe.training.objective import Rehearsal
 from dylora_moe.training.outcome import TrainingOutcome
@@ -30,11 +30,13 @@ def teach(
     train: Rows,
     evaluation: Mapping[str, Rows],
     *,
+    teachers: Sequence[str],
     on_creation: Mapping[str, Any] | None = None,
 ) -> TrainingOutcome:
     """Runs the phases on an expert that is in the model and in the router.
 
     Args:
+        teachers: experts that a phase which distils goes towards.
         evaluation: what `evaluation_sets` gave.
         on_creation: numbers logged once, before the first step.
     """
@@ -54,6 +56,8 @@ def teach(
         neighbours=neighbours(live, step, expert_id),
         rehearsal=rehearsal(live),
         losses=step.recipe.losses,
+        teachers=teachers,
+        temperature=step.recipe.temperature,
         folder=run.path,
         reporter=reporter,
         seed=step.recipe.seed,
@@ -85,6 +89,12 @@ def neighbours(live: LivePool, step: Step, expert_id: str) -> tuple[str, ...]:
     """The nearest other experts, nearest first: whom a young expert collaborates with."""
     found = [live.skills[s].expert_id for s, _ in step.judgement.verdict.nearest]
     return tuple(e for e in dict.fromkeys(found) if e != expert_id)[:_NEIGHBOURS]
+
+
+def mature_neighbours(live: LivePool, step: Step, expert_id: str) -> tuple[str, ...]:
+    """Those of the neighbours that are mature: who may teach a young expert."""
+    mature = live.router.maturity
+    return tuple(e for e in neighbours(live, step, expert_id) if mature[e] >= MATURE_FROM)
 
 
 def rehearsal(live: LivePool) -> Rehearsal:

@@ -7,6 +7,7 @@ Knows how one pass finds its gates and its loss; how HF's Trainer looks at a mod
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -23,9 +24,16 @@ from dylora_moe.foundation.cache_name import cache_of, with_cache
 from dylora_moe.foundation.lean import gated_mlp
 from dylora_moe.foundation.tap import TapReader
 from dylora_moe.foundation.trunk import TrunkBatch, replay
-from dylora_moe.model.head import answer_losses_of, ends_at_head, passed_over
+from dylora_moe.model.distillation import Distillation, targets_of
+from dylora_moe.model.head import (
+    answer_losses_of,
+    ends_at_head,
+    losses_of_logits,
+    passed_over,
+    teacher_targets_of,
+)
 from dylora_moe.model.last_mlp import trained_only
-from dylora_moe.model.loss import TrainedPositions, cross_entropy, summed_up, trained_positions
+from dylora_moe.model.loss import TrainedPositions, summed_up, trained_positions
 from dylora_moe.model.output import RoutedOutput
 from dylora_moe.model.passes import Passes, check_packed
 from dylora_moe.model.prefix_cache import with_prefix_cache
@@ -79,6 +87,8 @@ class DyLoRAMoE(TrainedModel):
         trained_logits_only: bool = False,
         loss_only: bool = False,
         greedy: bool = False,
+        distillation: Distillation | None = None,
+        teaches_at: float | None = None,
         num_items_in_batch: Tensor | int | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
@@ -99,6 +109,9 @@ class DyLoRAMoE(TrainedModel):
             trained_logits_only: compute logits only where labels are trained.
             loss_only: compute the loss there and return no logits at all (`head`).
             greedy: return the token of the largest logit at each trained position.
+            distillation: a teacher's word on each trained position, which the loss then has a term
+                of.
+            teaches_at: return this pass's own word on them, at this temperature.
             num_items_in_batch: what HF's Trainer divides the summed loss by.
             use_cache: the base's own default where there are no labels.
             kwargs: handed to the base.
@@ -107,10 +120,11 @@ class DyLoRAMoE(TrainedModel):
             RoutingError: the arguments contradict each other, or do not say what to route by.
             ExpertError: an unknown expert.
         """
-        if labels is None and (trained_logits_only or loss_only or greedy):
+        of_labels = trained_logits_only or loss_only or greedy
+        if labels is None and (of_labels or distillation is not None or teaches_at is not None):
             raise RoutingError(
-                "the loss needs labels; pass them, or leave trained_logits_only, loss_only and "
-                "greedy out"
+                "the loss needs labels; pass them, or leave trained_logits_only, loss_only, "
+                "greedy, distillation and teaches_at out"
             )
         if segment_ids is not None:
             check_packed(self.base, attention_mask, position_ids)
@@ -146,7 +160,8 @@ class DyLoRAMoE(TrainedModel):
         if positions is not None:
             if trained_logits_only or loss_only:
                 routed.logits = output.logits.squeeze(0)
-            self._give_loss(routed, positions, num_items_in_batch, without_logits, greedy)
+            asked_of = _Asked(without_logits, greedy, distillation, teaches_at)
+            self._give_loss(routed, positions, num_items_in_batch, asked_of)
             if loss_only:
                 routed.logits = None
         return routed
@@ -172,19 +187,36 @@ class DyLoRAMoE(TrainedModel):
         routed: RoutedOutput,
         positions: TrainedPositions,
         num_items: Tensor | int | None,
-        without_logits: bool,
-        greedy: bool,
+        asked: _Asked,
     ) -> None:
         """Sets the losses; without logits, those stand for the last hidden states."""
-        logits, head = routed.logits, self._head
+        logits, head, targets = routed.logits, self._head, positions.targets
         assert logits is not None
         chosen = logits if logits.dim() == 2 else logits[positions.mask]
-        if without_logits:
+        extras: Any = {"greedy": asked.greedy, "distillation": asked.distillation}
+        if asked.without_logits:
             assert isinstance(head, nn.Linear)
-            found = answer_losses_of(chosen, head, positions.targets, greedy=greedy)
-            loss, routed.greedy = summed_up(found.losses, positions, num_items), found.greedy
+            found = answer_losses_of(chosen, head, targets, **extras)
         else:
-            loss = cross_entropy(chosen, positions, num_items)
-            routed.greedy = chosen.argmax(-1) if greedy else None
-        routed.loss, routed.n_tokens = loss.mean, loss.n_tokens
+            found = losses_of_logits(chosen, targets, **extras)
+        loss = summed_up(found.losses, positions, num_items)
+        routed.loss, routed.n_tokens, routed.greedy = loss.mean, loss.n_tokens, found.greedy
         routed.row_losses, routed.row_tokens = loss.row_means, loss.row_tokens
+        if found.divergences is not None:
+            routed.divergence = summed_up(found.divergences, positions, num_items).mean
+        if asked.teaches_at is not None:
+            if asked.without_logits:
+                assert isinstance(head, nn.Linear)
+                routed.taught = teacher_targets_of(chosen, head, asked.teaches_at)
+            else:
+                routed.taught = targets_of(chosen, asked.teaches_at)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a pass is to say of its trained positions."""
+
+    without_logits: bool
+    greedy: bool
+    distillation: Distillation | None
+    teaches_at: float | None

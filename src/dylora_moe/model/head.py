@@ -19,6 +19,14 @@ from torch.nn import functional
 
 from dylora_moe.foundation.base import Base
 from dylora_moe.foundation.tap import Skip
+from dylora_moe.model.distillation import (
+    Distillation,
+    TeacherTargets,
+    divergence,
+    joined,
+    pull,
+    targets_of,
+)
 
 _LOGITS = 1 << 24
 """Logits that are in memory at a time: 32 MiB in 16 bits."""
@@ -33,13 +41,16 @@ class TargetLosses:
     """What the head says of targets.
 
     Attributes:
-        losses: cross entropy of each in nats, fp32.
+        losses: cross entropy of each in nats, fp32; and the distillation's term, where there is
+            one.
         greedy: the token of the largest logit in the target's place, the first of equal ones; None
             where it was not asked for.
+        divergences: what the term is of, without its coefficient and without gradient.
     """
 
     losses: Float[Tensor, n]
     greedy: Int[Tensor, n] | None
+    divergences: Float[Tensor, n] | None
 
 
 @contextmanager
@@ -110,6 +121,7 @@ def answer_losses_of(
     targets: Int[Tensor, " n"],
     *,
     greedy: bool = False,
+    distillation: Distillation | None = None,
 ) -> TargetLosses:
     """Cross entropy of each target, with a gradient to the hidden states alone.
 
@@ -121,8 +133,46 @@ def answer_losses_of(
         head: frozen.
         targets: token ids.
         greedy: say what token has the largest logit too: a pass over all logits more.
+        distillation: its term is added to each target's loss: another softmax of all logits.
     """
-    return TargetLosses(*_HeadLosses.apply(hidden, head.weight, head.bias, targets, greedy))
+    return TargetLosses(
+        *_HeadLosses.apply(hidden, head.weight, head.bias, targets, greedy, distillation)
+    )
+
+
+def losses_of_logits(
+    logits: Float[Tensor, "n vocabulary"],
+    targets: Int[Tensor, " n"],
+    *,
+    greedy: bool = False,
+    distillation: Distillation | None = None,
+) -> TargetLosses:
+    """`answer_losses_of` for logits that were made, with a gradient to them."""
+    # fp32: a bf16 log-softmax over a large vocabulary is off in the second digit.
+    losses = functional.cross_entropy(logits.float(), targets, reduction="none")
+    apart = None
+    if distillation is not None:
+        apart = divergence(logits, distillation.targets)
+        losses = losses + distillation.coefficient * apart
+    return TargetLosses(
+        losses,
+        logits.argmax(-1) if greedy else None,
+        None if apart is None else apart.detach(),
+    )
+
+
+@torch.no_grad()
+def teacher_targets_of(
+    hidden: Float[Tensor, "n d_model"], head: nn.Linear, temperature: float
+) -> TeacherTargets:
+    """What a teacher with these last hidden states says, a piece of its logits at a time."""
+    step = max(1, _LOGITS // head.weight.shape[0])
+    return joined(
+        [
+            targets_of(functional.linear(part, head.weight, head.bias), temperature)
+            for part in hidden.split(step)
+        ]
+    )
 
 
 class _Passed(Skip):
@@ -139,12 +189,14 @@ class _HeadLosses(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         asked: bool,
-    ) -> tuple[Tensor, Tensor | None]:
+        distillation: Distillation | None,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         n = hidden.shape[0]
         losses = torch.empty(n, device=hidden.device)
         learns = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if learns else None
         greedy = torch.empty_like(targets) if asked else None
+        apart = None if distillation is None else torch.empty_like(losses)
         step = max(1, _LOGITS // weight.shape[0])
         piece = max(1, _CACHED // weight.shape[0]) if hidden.device.type == "cpu" else step
         for start in range(0, n, step):
@@ -155,6 +207,10 @@ class _HeadLosses(torch.autograd.Function):
                 there = logits[rows.start - start : rows.stop - start]
                 # fp32: a bf16 log-softmax over a large vocabulary is off in the second digit.
                 values = there.float()
+                drawn = None
+                if distillation is not None and apart is not None:
+                    drawn = pull(values, distillation.targets[rows])
+                    apart[rows] = drawn.divergence
                 own = values.gather(1, targets[rows, None])
                 largest = values.amax(1, keepdim=True)
                 if greedy is not None:
@@ -163,15 +219,21 @@ class _HeadLosses(torch.autograd.Function):
                 losses[rows] = (total.log() + largest - own)[:, 0]
                 if gradient is not None:
                     minus = torch.full_like(own, -1.0)
-                    there.copy_(values.div_(total).scatter_add_(1, targets[rows, None], minus))
+                    values.div_(total).scatter_add_(1, targets[rows, None], minus)
+                    if distillation is not None and drawn is not None:
+                        values.add_(drawn.gradient, alpha=distillation.coefficient)
+                    there.copy_(values)
             if gradient is not None:
                 torch.mm(logits.to(weight.dtype), weight, out=gradient[part])
         if gradient is not None:
             ctx.save_for_backward(gradient)
-        return losses, greedy
+        if distillation is not None and apart is not None:
+            losses.add_(apart, alpha=distillation.coefficient)
+            ctx.mark_non_differentiable(apart)
+        return losses, greedy, apart
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *gradients: Any) -> Any:
         (gradient,) = ctx.saved_tensors  # type: ignore[attr-defined]
-        return gradient * gradients[0][:, None].to(gradient.dtype), None, None, None, None
+        return gradient * gradients[0][:, None].to(gradient.dtype), *(None,) * 5

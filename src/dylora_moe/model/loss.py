@@ -1,6 +1,6 @@
-"""Cross entropy at the trained positions of a batch, padded or packed.
+"""The trained positions of a batch, padded or packed, and the means of their losses.
 
-Knows labels and logits; knows nothing of models.
+Knows labels; knows nothing of logits and models.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional
 
 IGNORED = -100
 """Label of a token that is not trained."""
@@ -69,23 +68,6 @@ def trained_positions(
         mask[:, :-1] &= segment_ids[:, 1:] == segment_ids[:, :-1]
         n_rows, row_of = int(segment_ids.max()) + 1, segment_ids
     return TrainedPositions(mask, labels.roll(-1, dims=1)[mask], row_of[mask], n_rows)
-
-
-def cross_entropy(
-    logits: Float[Tensor, "n vocabulary"],
-    positions: TrainedPositions,
-    num_items: Tensor | int | None = None,
-) -> Loss:
-    """Token-mean cross entropy of the logits at the trained positions.
-
-    Args:
-        logits: one row per target, in reading order, of any float type.
-        positions: the targets.
-        num_items: as `summed_up` takes it.
-    """
-    # fp32: a bf16 log-softmax over a large vocabulary is off in the second digit.
-    losses = functional.cross_entropy(logits.float(), positions.targets, reduction="none")
-    return summed_up(losses, positions, num_items)
 
 
 def summed_up(

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from dylora_moe.model.distillation import TeacherTargets
 from dylora_moe.routing.routing import Routing
 
 
@@ -30,6 +31,10 @@ class RoutedOutput(CausalLMOutputWithPast):
         row_tokens: trained tokens of each row.
         greedy: the token of the largest logit at each trained position, in reading order, where it
             was asked for.
+        divergence: from the teacher, over the trained tokens as `loss` is, detached and without its
+            coefficient, where there is a teacher; `loss` and `row_losses` then have the term in
+            them.
+        taught: what this pass says as a teacher, at each trained position, where it was asked for.
     """
 
     routing: Routing | None = None
@@ -37,3 +42,5 @@ class RoutedOutput(CausalLMOutputWithPast):
     row_losses: Float[Tensor, rows] | None = None
     row_tokens: Int[Tensor, rows] | None = None
     greedy: Int[Tensor, n] | None = None
+    divergence: Float[Tensor, ""] | None = None
+    taught: TeacherTargets | None = None

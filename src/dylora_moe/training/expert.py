@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.ports import CHECKPOINTS, Reporter
 from dylora_moe.training.callbacks import OnProgress
 from dylora_moe.training.checkpoints import Checkpoints
+from dylora_moe.training.distilling import lessons_of
 from dylora_moe.training.gradient import Task
 from dylora_moe.training.learnables import Learnables
 from dylora_moe.training.objective import Penalty, Rehearsal, RouterLossWeights
@@ -46,6 +47,8 @@ def train_expert(
     losses: RouterLossWeights | None = None,
     beside: Sequence[str] = (),
     penalty: Penalty | None = None,
+    teachers: Sequence[str] = (),
+    temperature: float = 2.0,
     folder: Path,
     reporter: Reporter,
     seed: int = 0,
@@ -75,6 +78,9 @@ def train_expert(
         beside: frozen experts that add their whole deltas to its own, in training and in
             measuring, instead of neighbours.
         penalty: a term of the loss over the expert's matrices; none where None.
+        teachers: experts that the phases which distil go towards: frozen ones, or this one as it
+            is now. With none, nothing is distilled.
+        temperature: of the teachers' and the expert's distributions.
         folder: the run's folder; checkpoints go to `checkpoints/` in it.
         reporter: gets every log; not closed.
         seed: of the rows' order, dropout and rehearsal.
@@ -104,9 +110,14 @@ def train_expert(
     )
     _check(model, task, phases)
     voice = Voice(reporter, on_progress, on_warning)
-    checkpoints = Checkpoints(
-        folder / CHECKPOINTS, _identity(model, task, phases, seed), voice.warn
-    )
+    facts = _facts(model, task, phases, seed)
+    if teachers and any(phase.distillation for phase in phases):
+        facts["teachers"] = {name: _weights(model, name) for name in teachers}
+        facts["temperature"] = temperature
+        # Before anything is learned or taken up: the expert may be its own teacher.
+        task = replace(task, lessons=lessons_of(model, train, teachers, temperature))
+    identity = _hash(json.dumps(facts, sort_keys=True))
+    checkpoints = Checkpoints(folder / CHECKPOINTS, identity, voice.warn)
     if not resume:
         checkpoints.clear()
     if model.device.type == "cuda":
@@ -156,11 +167,11 @@ def _check(model: DyLoRAMoE, task: Task, phases: Sequence[Phase]) -> None:
         )
 
 
-def _identity(model: DyLoRAMoE, task: Task, phases: Sequence[Phase], seed: int) -> str:
-    """Hash of all that decides what a run computes: its checkpoints fit no other."""
+def _facts(model: DyLoRAMoE, task: Task, phases: Sequence[Phase], seed: int) -> dict[str, object]:
+    """All that decides what a run computes, teachers aside: its checkpoints fit no other."""
     rehearsal = task.rehearsal.features if task.rehearsal is not None else {}
     parameters = model.experts.parameters_of(task.expert_id)
-    facts = {
+    facts: dict[str, object] = {
         "base": model.base.fingerprint,
         "expert": task.expert_id,
         "shapes": {name: list(p.shape) for name, p in parameters.items()},
@@ -184,7 +195,7 @@ def _identity(model: DyLoRAMoE, task: Task, phases: Sequence[Phase], seed: int) 
         facts["beside"] = {name: _weights(model, name) for name in task.beside}
     if task.penalty is not None:
         facts["penalty"] = task.penalty.name
-    return _hash(json.dumps(facts, sort_keys=True))
+    return facts
 
 
 def _weights(model: DyLoRAMoE, expert_id: str) -> str:

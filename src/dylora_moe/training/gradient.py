@@ -18,10 +18,12 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from dylora_moe.errors import TrainingError
 from dylora_moe.experts.gates import Gates
 from dylora_moe.foundation.trunk import TrunkBatch
+from dylora_moe.model.distillation import Distillation
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.records import BASE_NAME
 from dylora_moe.routing.routing import Routing
 from dylora_moe.text.batching import Batch
+from dylora_moe.training.distilling import Lessons
 from dylora_moe.training.learnables import Learnables
 from dylora_moe.training.memory import MicroBatches, first_line, is_out_of_memory
 from dylora_moe.training.objective import (
@@ -56,6 +58,7 @@ class Task:
         beside: frozen experts that add their whole deltas in every row, while training and
             measuring.
         penalty: added to the answers' loss, once an update.
+        lessons: what teachers say of the training rows, for the phases that distil.
     """
 
     expert_id: str
@@ -67,6 +70,7 @@ class Task:
     losses: RouterLossWeights
     beside: tuple[str, ...] = ()
     penalty: Penalty | None = None
+    lessons: Lessons | None = None
 
     def summed(self, rows: int, device: torch.device) -> Gates:
         """The expert and all that stand beside it, each at weight one in every row."""
@@ -152,6 +156,7 @@ class UpdateGradient:
         targets: Tensor | int | None,
         *,
         without: bool = False,
+        distillation: Distillation | None = None,
     ) -> Any:
         """The model's output of one forward pass, its summed loss divided by `targets`.
 
@@ -160,6 +165,7 @@ class UpdateGradient:
             step: decides the mixture.
             targets: trained tokens of the whole update; the pass's own where None.
             without: leave the expert out: what it is put upon.
+            distillation: of these rows, in the loss too.
         """
         batch, trunk = self._task.train.batch(
             rows,
@@ -174,6 +180,7 @@ class UpdateGradient:
             gates=gates,
             expert=BASE_NAME if gates is None else None,
             loss_only=True,
+            distillation=distillation,
             num_items_in_batch=targets,
         )
 
@@ -217,11 +224,13 @@ class UpdateGradient:
         ]
 
     def _backward(self, passes: Sequence[Pass], step: int) -> dict[str, Tensor]:
-        targets = self._count(passes)
-        total = torch.zeros((), device=self._model.device)
+        targets, lessons, device = self._count(passes), self._task.lessons, self._model.device
+        coefficient = 0.0 if lessons is None else self._phase.distillation
+        total, apart = torch.zeros((), device=device), torch.zeros((), device=device)
         for rows in self._micro.split(passes):
             self._tried = rows
-            loss = self.pass_output(rows, step, targets).loss
+            term = None if lessons is None else lessons.of(rows, coefficient, device)
+            loss = (output := self.pass_output(rows, step, targets, distillation=term)).loss
             if not loss.requires_grad:
                 raise TrainingError(
                     f"the loss does not depend on {self._task.expert_id}, so nothing can be "
@@ -229,18 +238,21 @@ class UpdateGradient:
                 )
             (loss * self._scale).backward()
             total += loss.detach()
-        numbers = {"loss": total}
+            if output.divergence is not None:
+                # What is told is the answers' loss, as in every other phase.
+                total -= coefficient * output.divergence
+                apart += output.divergence
+        numbers = {"loss": total} | ({"distillation_loss": apart} if coefficient else {})
         if (penalty := self._task.penalty) is not None:
-            term = penalty.value()
-            (term * self._scale).backward()
-            numbers[penalty.logged] = term.detach()
-        routing: Routing | None
+            value = penalty.value()
+            (value * self._scale).backward()
+            numbers[penalty.logged] = value.detach()
         if self._phase.train_gate:
             gate = self._router_losses(passes, step)
             if gate.total.requires_grad:
                 (gate.total * self._scale).backward()
             numbers |= {name: part.detach() for name, part in gate.named().items()}
-            routing = gate.routing
+            routing: Routing | None = gate.routing
         else:
             routing = self._routing(passes)
         if self._scale != 1.0:

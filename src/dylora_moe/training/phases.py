@@ -44,6 +44,7 @@ class Phase:
         max_examples: rows the phase takes of the training rows; all where None.
         packing: rows behind one another with block-diagonal attention instead of padding.
         scheduler: shape of the rate over the phase.
+        distillation: coefficient of the divergence from the teachers, where there are any.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Phase:
     max_examples: int | None = None
     packing: bool = False
     scheduler: Schedule = "cosine"
+    distillation: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epochs <= 0 or self.batch_size < 1 or self.accumulation < 1 or self.patience < 1:
@@ -70,6 +72,10 @@ class Phase:
         if not all(0.0 <= share <= 1.0 for share in self.collaboration):
             raise ConfigError(
                 f"phase {self.name}: collaboration {self.collaboration}; give two shares, 0 to 1"
+            )
+        if self.distillation < 0.0:
+            raise ConfigError(
+                f"phase {self.name}: distillation {self.distillation}; give 0 or a positive number"
             )
         if self.scheduler not in _TRANSFORMERS_NAMES:
             raise ConfigError(
