@@ -183,8 +183,8 @@ class Search:
 
         if first is None:
             self._study.enqueue_trial(self._start, user_attrs={_START: True})
-        elif (values := self._untried(self.trials())) is not None:
-            self._study.enqueue_trial(values)
+        elif (point := self._untried(self.trials())) is not None:
+            self._study.enqueue_trial(point)
         trial = self._study.ask()
         values = self._suggested(trial)
         logs: list[float] = []
