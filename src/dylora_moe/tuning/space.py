@@ -77,10 +77,11 @@ def chosen(start: LearnSettings, keys: Sequence[str] = ()) -> dict[str, Dimensio
 def each_of(space: Space) -> tuple[dict[str, Value], ...]:
     """Every point of a space of one key with few values, which is tried whole; of a larger one
     none."""
-    found = list(space.items())
-    if len(found) != 1 or not isinstance(found[0][1], OneOf):
+    if len(space) != 1:
         return ()
-    key, dimension = found[0]
+    ((key, dimension),) = space.items()
+    if isinstance(dimension, Between):
+        return ()
     return tuple({key: value} for value in dimension.values)
 
 
