@@ -46,6 +46,12 @@ def rates(factor: float) -> Variant:
     return Variant({key: float(usual[key]) * factor for key in keys})
 
 
+def growing(first: int, most: int, below: float = 0.01) -> Variant:
+    """A rank that doubles from `first` to `most` after an epoch that takes less than a share off
+    the loss."""
+    return Variant({"expert.rank": first, "expert.max_rank": most, "expert.grow_below": below})
+
+
 def only(key: str, value: Value) -> Variant:
     return Variant({key: value})
 
@@ -64,6 +70,10 @@ VARIANTS: Mapping[str, Variant] = {
     "rank 4": only("expert.rank", 4),
     "rank 16": only("expert.rank", 16),
     "rank 32": only("expert.rank", 32),
+    "rank 2 to 32": growing(2, 32),
+    "rank 4 to 32": growing(4, 32),
+    "rank 4 to 32 at 20%": growing(4, 32, below=0.2),
+    "freeze converged": only("expert.freeze_below", 0.3),
     "no seeding": only("seeding", False),
     "2 epochs": only("consolidation.epochs", 2.0),
     "5 epochs": only("consolidation.epochs", 5.0),

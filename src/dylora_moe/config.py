@@ -70,6 +70,15 @@ class ExpertSettings(Settings):
     start: Literal["zero", "merge"] = Field(
         default="zero", description="start from zero, or from the merge of the nearest experts"
     )
+    max_rank: int | None = Field(
+        default=None, ge=1, le=512, description="up to which the rank doubles if validation stalls"
+    )
+    grow_below: float = Field(
+        default=0.01, ge=0, lt=1, description="relative fall of the loss below which it stalls"
+    )
+    freeze_below: float = Field(
+        default=0.0, ge=0, lt=1, description="relative change below which a block has converged"
+    )
 
 
 class NoveltySettings(Settings):

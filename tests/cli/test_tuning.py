@@ -52,6 +52,17 @@ def test_a_table_for_people(search: Cli) -> None:
     assert "learn.yaml" in ran.out
 
 
+def test_a_search_for_the_rank_shows_the_curve_and_suggests_one(search: Cli) -> None:
+    arguments = ("--trials", 2, "--search", "expert.rank", "--set", "consolidation.epochs=1")
+    told = search(*arguments, "--json").document["ranks"]
+    assert [one["rank"] for one in told["points"]] == [2, 8]
+    assert told["suggested"] in (2, 8)
+    ran = search(*arguments)
+    assert ran.code == 0, ran.err
+    assert "Rank against quality" in ran.out
+    assert f"suggested rank: {told['suggested']}" in ran.out
+
+
 def test_without_optuna_the_extra_is_named(search: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     ran = search()

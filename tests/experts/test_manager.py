@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from peft.tuners.lora import LoraLayer
@@ -147,6 +149,71 @@ def test_growing_the_rank_changes_nothing_and_leaves_room_to_learn(family: str) 
             assert (value[4:].abs().sum(1) > 0).all()
     with pytest.raises(ExpertError, match="rank 8 already"):
         manager.grow_rank("expert_0", 8)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_cutting_the_rank_takes_a_growth_back(family: str) -> None:
+    manager = with_experts(family)
+    before, config = manager.state("expert_0"), manager.config("expert_0")
+    manager.grow_rank("expert_0", 8, seed=1)
+    manager.cut_rank("expert_0", 4)
+    after = manager.state("expert_0")
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    assert manager.config("expert_0") == config
+    assert manager.rank("expert_0") == 4
+    for rank in (0, 4, 5):
+        with pytest.raises(ExpertError, match=f"cannot be cut to rank {rank}"):
+            manager.cut_rank("expert_0", rank)
+
+
+def test_what_a_growth_adds_is_of_its_seed_and_moves_nobody_else_s() -> None:
+    found = []
+    for own in (1, 2):
+        manager = with_experts()
+        torch.manual_seed(own)
+        manager.grow_rank("expert_0", 8, seed=7)
+        found.append(manager.state("expert_0"))
+        expected = torch.rand(1, generator=torch.Generator().manual_seed(own))
+        assert torch.equal(torch.rand(1), expected)
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+
+
+def test_below_the_block_that_learns_nothing_of_an_expert_does() -> None:
+    manager = with_experts()
+    manager.set_active_expert("expert_0")
+    manager.learn_from(3)
+
+    def learning() -> set[int]:
+        return {
+            int(key.split(".layers.")[1].split(".")[0])
+            for key, one in manager.parameters_of("expert_0").items()
+            if one.requires_grad
+        }
+
+    assert learning() == {3}
+    manager.grow_rank("expert_0", 8)
+    assert learning() == {3}, "also after PEFT has switched gradients as it sees fit"
+    manager.set_trainable(["expert_0"])
+    assert learning() == {2, 3}
+    assert manager.learns_from == 0
+
+
+def test_changes_are_those_of_the_deltas_block_by_block() -> None:
+    manager = with_experts()
+    before = manager.state("expert_0")
+    assert manager.changes("expert_0", before) == pytest.approx({2: 0.0, 3: 0.0}, abs=1e-6)
+    moved = {
+        key: value * 2.0 if ".layers.3." in key and "lora_B" in key else value
+        for key, value in before.items()
+    }
+    manager.restore("expert_0", moved)
+    assert manager.changes("expert_0", before) == pytest.approx({2: 0.0, 3: 0.5}, abs=1e-6)
+    # Another pair of matrices of the same product is no change.
+    same = {key: value * (2.0 if "lora_A" in key else 0.5) for key, value in moved.items()}
+    manager.restore("expert_0", same)
+    assert manager.changes("expert_0", moved) == pytest.approx({2: 0.0, 3: 0.0}, abs=1e-6)
+    manager.restore("expert_0", {key: torch.zeros_like(value) for key, value in same.items()})
+    assert set(manager.changes("expert_0", moved).values()) == {math.inf}
 
 
 def test_the_size_of_an_expert_is_known_before_it_is_made() -> None:

@@ -73,7 +73,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, losses: dict[int, list[float]]) ->
     def measure(model: DyLoRAMoE, rows: Rows, **_: Any) -> RowLosses:
         return RowLosses(torch.tensor([losses[len(rows)].pop(0)]), torch.tensor([1]))
 
-    monkeypatch.setattr("dylora_moe.training.trainer.answer_losses", measure)
+    monkeypatch.setattr("dylora_moe.training.evaluations.answer_losses", measure)
 
 
 def test_the_best_weights_count_and_not_the_last(

@@ -88,6 +88,26 @@ def test_it_goes_on_where_it_ended(tmp_path: Path) -> None:
     assert after[3].values not in [one.values for one in before]
 
 
+def test_of_one_key_with_few_values_each_is_tried_once(tmp_path: Path) -> None:
+    ran: list[Value] = []
+
+    def ranked(name: str, values: Mapping[str, Value], look: Callable[[], None]) -> Trained:
+        ran.append(values["rank"])
+        if values["rank"] == 16:
+            raise TrainingError("the loss is not finite")
+        return came(1.0 / float(values["rank"]))
+
+    def ranks() -> Search:
+        space = {"rank": OneOf((2, 4, 8, 16))}
+        return Search(tmp_path / "trials.db", "ranks", space, {"rank": 8}, ["easy"])
+
+    assert len(ranks().run(ranked, seconds=LONG, trials=2)) == 2
+    found = ranks().run(ranked, seconds=LONG)
+    assert ran == [8, 2, 4, 16]
+    assert [one.values["rank"] for one in found if one.whole] == [8, 2, 4]
+    assert ranks().run(ranked, seconds=LONG) == found
+
+
 def test_trials_of_another_name_do_not_count(tmp_path: Path) -> None:
     search(tmp_path).run(bowl, seconds=LONG, trials=3)
     assert len(search(tmp_path, name="other").run(bowl, seconds=0)) == 1

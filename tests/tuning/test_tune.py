@@ -74,6 +74,14 @@ def test_a_search_tries_keeps_and_judges(base: Path, tmp_path: Path) -> None:
     assert again == found
 
 
+def test_a_search_for_the_rank_alone_gives_a_curve(base: Path, tmp_path: Path) -> None:
+    found = tune(ask(base, keys=("expert.rank",)), tmp_path, minutes=10)
+    assert found.ranks is not None
+    assert [one.rank for one in found.ranks.points] == [2, 4, 8, 16, 32]
+    assert found.ranks.points[4].parameters == 16 * found.ranks.points[0].parameters
+    assert found.ranks.suggested <= found.ranks.best
+
+
 def test_the_same_values_come_to_the_same_loss(base: Path, tmp_path: Path) -> None:
     # The one ground that all trials share keeps nothing of an earlier one.
     once = tune(ask(base), tmp_path / "a", minutes=0)
@@ -120,7 +128,7 @@ def test_what_is_written_is_what_learn_takes() -> None:
     found = outcome([trial(0, 1.0, 1.0), best], START)
     written = yaml.safe_load(document(found))
     by_file = parse(LearnSettings, written["learn"], "file")
-    by_words = parse(LearnSettings, override({}, words(found)), "--set")
+    by_words = parse(LearnSettings, override({}, words(found.settings)), "--set")
     assert by_file == by_words
     assert by_file.seeding is None
     assert (by_file.expert.rank, by_file.expert.alpha) == (16, 32.0)
@@ -133,4 +141,4 @@ def test_paths_and_dotted_names_are_written_so_that_they_are_read_again(tmp_path
     found = outcome([trial(0, 1.0, 1.0)], start)
     written = yaml.safe_load(document(found))
     by_file = parse(LearnSettings, written["learn"], "file")
-    assert by_file == parse(LearnSettings, override({}, words(found)), "--set") == start
+    assert by_file == parse(LearnSettings, override({}, words(found.settings)), "--set") == start

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from dylora_moe.build.detectors import make_detector, representation_of
-from dylora_moe.config import LearnSettings, PhaseSettings
+from dylora_moe.config import ExpertSettings, LearnSettings, PhaseSettings
 from dylora_moe.lifecycle.recipe import ExpertShape, Recipe, TrafficRules
 from dylora_moe.skills.growth import GrowthLimits
 from dylora_moe.text.reading import read_examples
@@ -21,9 +22,11 @@ def make_recipe(settings: LearnSettings) -> Recipe:
         DataError: a set that cannot be read.
     """
     novelty, expert, router = settings.novelty, settings.expert, settings.router
-    new_expert = [_phase("consolidation", settings.consolidation)]
+    frozen = {"freeze_below": expert.freeze_below}
+    first = {"max_rank": expert.max_rank, "grow_below": expert.grow_below} | frozen
+    new_expert = [_phase("consolidation", settings.consolidation, first)]
     if settings.seeding is not None:
-        new_expert.insert(0, _phase("seeding", settings.seeding))
+        new_expert.insert(0, _phase("seeding", settings.seeding, first))
     text = settings.model_dump_json(exclude={"report_to"})
     return Recipe(
         seed=settings.seed,
@@ -42,9 +45,9 @@ def make_recipe(settings: LearnSettings) -> Recipe:
             min_samples=2,
             min_tokens=1,
         ),
-        shape=ExpertShape(expert.rank, expert.alpha, expert.dropout, expert.targets, expert.start),
+        shape=_shape(expert),
         new_expert=tuple(new_expert),
-        more_data=(_phase("consolidation", settings.more_data),),
+        more_data=(_phase("consolidation", settings.more_data, frozen),),
         replay=settings.replay,
         gate=router.gate,
         granularity=router.granularity,
@@ -63,6 +66,15 @@ def make_recipe(settings: LearnSettings) -> Recipe:
     )
 
 
-def _phase(name: Literal["seeding", "consolidation"], settings: PhaseSettings) -> Phase:
-    values = settings.model_dump()
+def _shape(expert: ExpertSettings) -> ExpertShape:
+    most = max(expert.rank, expert.max_rank or 0)
+    return ExpertShape(
+        expert.rank, expert.alpha, expert.dropout, expert.targets, expert.start, most
+    )
+
+
+def _phase(
+    name: Literal["seeding", "consolidation"], settings: PhaseSettings, expert: Mapping[str, Any]
+) -> Phase:
+    values = {**settings.model_dump(), **expert}
     return Phase(name=name, scheduler=values.pop("schedule"), **values)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from dylora_moe.tuning.outcome import Tuned
+    from dylora_moe.tuning.ranks import RankCurve
     from dylora_moe.tuning.search import Trial
     from dylora_moe.tuning.space import Value
 
@@ -128,20 +130,47 @@ def tune(
                 "against": found.against,
                 "better": found.better,
                 "message": found.message,
-                "set": words(found),
+                "set": words(found.settings),
                 "file": settings,
+                "ranks": found.ranks,
             },
-            lambda console: _render(console, found, settings, words(found)),
+            lambda console: _render(console, found, settings),
         )
 
 
-def _render(console: Console, found: Tuned, settings: Path, chosen: list[str]) -> None:
+def _render(console: Console, found: Tuned, settings: Path) -> None:
     console.print(_table(found))
     console.print(f"\n{found.message}", markup=False, highlight=False)
     if found.better:
-        told = " ".join(f"--set {shlex.quote(one)}" for one in chosen)
-        console.print(f"  dylora learn POOL FILES {told}", markup=False, highlight=False)
+        _tell(console, found.settings)
     console.print(f"{settings}", markup=False, highlight=False)
+    if found.ranks is not None:
+        console.print(_curve(found.ranks))
+        console.print(f"\n{found.ranks.message}", markup=False, highlight=False)
+        _tell(console, found.ranks.settings)
+
+
+def _tell(console: Console, settings: Mapping[str, Any]) -> None:
+    """The command that learns with them."""
+    from dylora_moe.tuning.outcome import words
+
+    told = "".join(f" --set {shlex.quote(one)}" for one in words(settings))
+    console.print(f"  dylora learn POOL FILES{told}", markup=False, highlight=False)
+
+
+def _curve(ranks: RankCurve) -> Table:
+    """Rank against quality, from the lowest."""
+    from dylora_moe.cli.tables import table
+    from dylora_moe.cli.wording import duration
+
+    titles = ("rank", "parameters", "loss", "95% interval", "time")
+    drawn = table("Rank against quality, on rows that the search never saw", *titles, right=titles)
+    for one in ranks.points:
+        name = f"{one.rank} (suggested)" if one.rank == ranks.suggested else str(one.rank)
+        ends = f"{one.against.low:.3f} to {one.against.high:.3f}"
+        cells = [f"{one.parameters:,}", f"{one.against.value:.3f}", ends, duration(one.seconds)]
+        drawn.add_row(name, *cells)
+    return drawn
 
 
 def _table(found: Tuned) -> Table:

@@ -41,6 +41,7 @@ class Adapters:
         self._versions: dict[str, int] = {}
         self._dropouts: dict[str, list[nn.Dropout]] = {}
         self._trainable: frozenset[str] = frozenset()
+        self._still: frozenset[str] = frozenset()
         self._meddled = False
         self._dropping = model.training
 
@@ -112,15 +113,26 @@ class Adapters:
             self._tuner = None
             self._adapted.clear()
 
-    def switch(self, active: Sequence[str], trainable: Collection[str]) -> None:
-        """Sets what PEFT calls active (it counts for merging alone) and who requires gradients."""
+    def switch(
+        self, active: Sequence[str], trainable: Collection[str], still: Collection[str] = ()
+    ) -> None:
+        """Sets what PEFT calls active (it counts for merging alone) and who requires gradients.
+
+        Args:
+            active: names.
+            trainable: names; the others are frozen.
+            still: paths of layers in which nobody requires gradients.
+        """
         lora_layers.activate(self._adapted.values(), active)
         # Where PEFT has meddled, with all of them; else only those that learned or shall.
         before = self._layers if self._meddled else self._trainable
         self._trainable, self._meddled = frozenset(trainable), False
+        self._still = frozenset(still)
         for name in {*before, *trainable} & self._layers.keys():
-            for parameter in self.tensors(name).values():
-                parameter.requires_grad_(name in self._trainable)
+            for path, layer in self._layers[name].items():
+                learns = name in self._trainable and path not in self._still
+                layer.lora_A[name].weight.requires_grad_(learns)
+                layer.lora_B[name].weight.requires_grad_(learns)
             self._drop(name)
         if self._tuner is not None:
             self._tuner.active_adapter = list(active)
@@ -219,15 +231,15 @@ class Adapters:
             lora_layers.write(layer, name, down, up)
         self._slot.revision += 1
 
-    def grow(self, name: str, config: LoraConfig) -> None:
-        """Gives an adapter the configuration's rank in every layer and keeps what it computes."""
+    def resize(self, name: str, config: LoraConfig) -> None:
+        """Gives an adapter the configuration's rank in every layer (`low_rank.resized`)."""
         for layer in self._layers[name].values():
             before, scaling = lora_layers.pair(layer, name), layer.scaling[name]
             layer.update_layer(name, config.r, lora_alpha=config.lora_alpha, config=config)
             _as_masters(layer, name)
             factor = scaling / layer.scaling[name]
             lora_layers.write(
-                layer, name, *low_rank.grow(before, lora_layers.pair(layer, name), factor)
+                layer, name, *low_rank.resized(before, lora_layers.pair(layer, name), factor)
             )
         assert self._tuner is not None
         self._tuner.peft_config[name] = config

@@ -89,6 +89,10 @@ class Gates:
             raise RoutingError("these gates are per token; packed rows take one weight per row")
         return Gates(self.experts, self.weights[segment_ids], self.most, self.uniform)
 
+    def detached(self) -> Gates:
+        """The same weights, without a gradient to whoever gave them."""
+        return Gates(self.experts, self.weights.detach(), self.most, self.uniform)
+
     def repeated(self, times: int) -> Gates:
         """Every row `times` times behind itself, as generation repeats prompts for beams."""
         if times == 1:

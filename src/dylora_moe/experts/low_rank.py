@@ -1,4 +1,5 @@
-"""Arithmetic on pairs of LoRA matrices: merging several into one, growing the rank.
+"""Arithmetic on pairs of LoRA matrices: merging several into one, changing the rank, how far one
+moved.
 
 Knows matrices; knows nothing of modules, names or files.
 """
@@ -54,14 +55,15 @@ def merge(
     return new_a, new_b
 
 
-def grow(
+def resized(
     pair: tuple[Tensor, Tensor], fresh: tuple[Tensor, Tensor], factor: float
 ) -> tuple[Float[Tensor, "rank d_in"], Float[Tensor, "d_out rank"]]:
-    """A pair of higher rank that computes the same, with room to learn.
+    """A pair of another rank: of a higher one it computes the same, with room to learn; of a lower
+    one it has the first directions alone.
 
     Args:
         pair: the old `A` and `B`.
-        fresh: a new adapter's matrices of the higher rank; its further rows of `A` are taken, with
+        fresh: a new adapter's matrices of the other rank; its further rows of `A` are taken, with
             zeros in `B`.
         factor: old scaling / new scaling, which moves into `B`.
 
@@ -69,8 +71,30 @@ def grow(
         The new `A` and `B`.
     """
     (old_a, old_b), (fresh_a, fresh_b) = pair, fresh
-    rank = old_a.shape[0]
+    kept = min(old_a.shape[0], fresh_a.shape[0])
     new_a, new_b = fresh_a.clone(), torch.zeros_like(fresh_b)
-    new_a[:rank] = old_a
-    new_b[:, :rank] = old_b * factor
+    new_a[:kept] = old_a[:kept]
+    new_b[:, :kept] = old_b[:, :kept] * factor
     return new_a, new_b
+
+
+def moved(before: tuple[Tensor, Tensor], now: tuple[Tensor, Tensor]) -> tuple[float, float]:
+    """Squared Frobenius norms of what a delta `B A` changed by, and of what it is now.
+
+    From the small Gram matrices, `|B A|^2 = sum((B^T B) * (A A^T))`, in fp64: the difference of two
+    that are nearly the same is small beside them.
+
+    Args:
+        before: `A` and `B`.
+        now: `A` and `B` of the same or another rank.
+    """
+    (old_a, old_b), (new_a, new_b) = (tuple(one.double() for one in two) for two in (before, now))
+    size = _inner((new_a, new_b), (new_a, new_b))
+    change = (
+        size - 2 * _inner((new_a, new_b), (old_a, old_b)) + _inner((old_a, old_b), (old_a, old_b))
+    )
+    return max(0.0, change), size
+
+
+def _inner(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> float:
+    return float(((left[1].T @ right[1]) * (left[0] @ right[0].T)).sum())

@@ -6,6 +6,7 @@ the registry. What an expert is wherever it lies stands in `owned`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 
 from peft.tuners.lora import LoraLayer
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from dylora_moe.errors import ConfigError, ExpertError
+from dylora_moe.experts import low_rank
+from dylora_moe.experts.adapter_tensors import key_a, key_b
 from dylora_moe.experts.gates import GateSlot
 from dylora_moe.experts.owned import OwnedExperts
 from dylora_moe.experts.sites import Targets
@@ -52,6 +55,7 @@ class ExpertManager(OwnedExperts):
         name = base_name or str(model.config._name_or_path)
         super().__init__(model, anatomy, slot if slot is not None else GateSlot(), name)
         self._pinned: str | None = None
+        self._learns_from = 0
 
     @property
     def pinned(self) -> str | None:
@@ -62,6 +66,11 @@ class ExpertManager(OwnedExperts):
     def trainable(self) -> frozenset[str]:
         """Experts whose parameters require gradients."""
         return self._trainable
+
+    @property
+    def learns_from(self) -> int:
+        """The first block in which experts in training learn; 0: in all that they adapt."""
+        return self._learns_from
 
     def create_expert(
         self,
@@ -143,8 +152,33 @@ class ExpertManager(OwnedExperts):
         self.touch(tuple(names))
         for name in names:
             self._tiers.changed(name)
-        self._trainable = frozenset(names)
+        self._trainable, self._learns_from = frozenset(names), 0
         self._settle()
+
+    def learn_from(self, block: int) -> None:
+        """Freezes what experts in training have in the blocks below this one, until `set_trainable`
+        or another block is given. So no gradient is needed below it."""
+        self._learns_from = block
+        self._settle()
+
+    def changes(self, name: str, before: Mapping[str, Tensor]) -> dict[int, float]:
+        """How far an expert has moved in each of its blocks since a state of the same layers.
+
+        The Frobenius norm of what the block's deltas `B A` changed by over that of what they are
+        now, all layers of the block together; infinite where they are nothing now.
+        """
+        self.touch([name])
+        sums: dict[int, tuple[float, float]] = {}
+        for path, now in self._adapters.matrices(name).items():
+            old = tuple(before[key].to(now[0].device) for key in (key_a(path), key_b(path)))
+            change, size = low_rank.moved((old[0], old[1]), now)
+            block = self._sites.block_of(path)
+            already = sums.get(block, (0.0, 0.0))
+            sums[block] = already[0] + change, already[1] + size
+        return {
+            block: math.sqrt(change / size) if size > 0 else math.inf
+            for block, (change, size) in sorted(sums.items())
+        }
 
     def freeze(self, name: str | None = None) -> None:
         """Freezes one expert, or all where None."""
@@ -173,29 +207,53 @@ class ExpertManager(OwnedExperts):
         self._tiers.changed(name)
         self._adapters.restore(name, state)
 
-    def grow_rank(self, name: str, rank: int) -> None:
+    def grow_rank(self, name: str, rank: int, seed: int | None = None) -> None:
         """Raises an expert's rank and changes nothing it computes: new rows of `A`, zeros in `B`.
 
         Alpha grows with the rank so that the scaling stays. The parameters are new objects: an
-        optimizer has to be made again. ExpertError if the rank is not above that of every layer.
+        optimizer has to be told. ExpertError if the rank is not above that of every layer.
+
+        Args:
+            name: the expert.
+            rank: the new one.
+            seed: of the new rows; torch's own state where None.
         """
-        self.touch([name])
-        old = self._tiers[name]
-        highest = old.layout.highest_rank
+        highest = self.rank(name)
         if rank <= highest:
             raise ExpertError(f"{name} has rank {highest} already; give more than that to grow")
-        scaling = self._adapters.scaling(name)
-        config = self._sites.grown_config(old.config, old.layout.paths, rank, scaling)
-        self._adapters.grow(name, config)
-        self._tiers.born(name, config, self._sites.layout(self._adapters.ranks(name)), stay=())
-        self._settle()
+        with seeded(seed, self._adapters.device):
+            self._resize(name, rank)
+
+    def cut_rank(self, name: str, rank: int) -> None:
+        """Keeps the first `rank` rows of `A` and columns of `B`: undoes `grow_rank` where what that
+        added is not wanted. The parameters are new objects.
+
+        ExpertError if the rank is not below the expert's, or the expert has several.
+        """
+        if not self.has_one_rank(name) or not 1 <= rank < self.rank(name):
+            raise ExpertError(
+                f"{name} cannot be cut to rank {rank}: it has {self.rank(name)}, or several; give "
+                "less than the one rank it has"
+            )
+        # What would be drawn is cut off.
+        with seeded(0, self._adapters.device):
+            self._resize(name, rank)
 
     def train_dropout(self, mode: bool) -> None:
         """Switches the dropout of the experts that learn; the base has none of its own running."""
         self._adapters.train_dropout(mode)
 
+    def _resize(self, name: str, rank: int) -> None:
+        self.touch([name])
+        old, scaling = self._tiers[name], self._adapters.scaling(name)
+        config = self._sites.resized_config(old.config, old.layout.paths, rank, scaling)
+        self._adapters.resize(name, config)
+        self._tiers.born(name, config, self._sites.layout(self._adapters.ranks(name)), stay=())
+        self._settle()
+
     def _settle(self) -> None:
         # PEFT switches adapters and gradients as it sees fit whenever one comes or goes.
         active = (self._pinned,) if self._pinned is not None else self.resident
         self.slot.revision += 1
-        self._adapters.switch(active, self._trainable)
+        still = self._sites.below(self._learns_from) if self._learns_from else ()
+        self._adapters.switch(active, self._trainable, still)

@@ -155,6 +155,16 @@ class OwnedExperts(abc.ABC):
         config.base_model_name_or_path = self.base_name
         adapter_files.write_adapter(folder, config, self.state(expert_id), model_card)
 
+    def rank(self, name: str) -> int:
+        """The expert's rank; the highest where an adapter from elsewhere has several."""
+        self._check_known(name)
+        return self._tiers[name].layout.highest_rank
+
+    def has_one_rank(self, name: str) -> bool:
+        """Whether every layer has the same."""
+        self._check_known(name)
+        return len({rank for _, rank, _, _ in self._tiers[name].layout.sites}) == 1
+
     def parameter_count(self, name: str) -> int:
         """Numbers in the expert's matrices."""
         self._check_known(name)

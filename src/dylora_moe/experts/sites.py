@@ -122,7 +122,15 @@ class Sites:
             alpha_pattern=dict(old.alpha_pattern or {}),
         )
 
-    def grown_config(
+    def block_of(self, path: str) -> int:
+        """The block that a layer is in."""
+        return self._block_of[path]
+
+    def below(self, block: int) -> frozenset[str]:
+        """Paths of the layers in the blocks below this one."""
+        return frozenset(path for path, index in self._block_of.items() if index < block)
+
+    def resized_config(
         self, old: LoraConfig, paths: Iterable[str], rank: int, scaling: float
     ) -> LoraConfig:
         """The configuration at another rank, the same in every layer, with alpha for a scaling."""

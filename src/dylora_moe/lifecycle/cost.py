@@ -26,7 +26,8 @@ def estimate(
     observation: Observation,
     judgement: Judgement,
 ) -> Cost:
-    """Tokens, seconds, parameters and bytes of learning the arrival as the verdict says.
+    """Tokens, seconds, parameters and bytes of learning the arrival as the verdict says; parameters
+    and bytes are the most that a rank which may grow can come to.
 
     The rate is that of the pool's last training on record; before the first, it follows from the
     time that the trunk took over these very rows.
@@ -43,7 +44,7 @@ def estimate(
     tokens = sum(_rows_of(phase, rows) * phase.epochs * mean for phase in phases)
     shape = recipe.shape
     parameters = (
-        live.experts.parameters_of_shape(rank=shape.rank, targets=shape.targets) if new else 0
+        live.experts.parameters_of_shape(rank=shape.max_rank, targets=shape.targets) if new else 0
     )
     # A new version is a whole adapter on disk; it replaces the one in memory.
     written = parameters if new else live.experts.parameter_count(_expert_of(live, judgement))

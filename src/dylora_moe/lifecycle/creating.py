@@ -56,9 +56,9 @@ def growth_refusals(step: Step) -> str:
 
 
 def parameters_of_new(step: Step) -> int:
-    """Parameters a new expert of the recipe's shape would have."""
+    """Parameters a new expert of the recipe's shape would have at most."""
     shape = step.recipe.shape
-    return step.live.experts.parameters_of_shape(rank=shape.rank, targets=shape.targets)
+    return step.live.experts.parameters_of_shape(rank=shape.max_rank, targets=shape.targets)
 
 
 def create(step: Step) -> LearnResult:

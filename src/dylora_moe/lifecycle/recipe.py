@@ -28,13 +28,15 @@ gradients of the answers' loss."""
 
 @dataclass(frozen=True, slots=True)
 class ExpertShape:
-    """What a new expert looks like; `start` is zero, or the merge of the nearest experts."""
+    """What a new expert looks like; `start` is zero, or the merge of the nearest experts, and
+    `max_rank` what its rank may grow to while it trains."""
 
     rank: int
     alpha: float
     dropout: float
     targets: Targets
     start: Literal["zero", "merge"]
+    max_rank: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,10 @@ class BestWeights:
         self.stale += step > 0
         return False
 
+    def be_patient(self) -> None:
+        """Counts the evaluations without a better loss anew: something was changed."""
+        self.stale = 0
+
     def carry(self, patience: int) -> BestWeights:
         """The start of a next phase, which begins with these weights and need not measure them."""
         following = BestWeights(patience)

@@ -89,6 +89,7 @@ class UpdateGradient:
         micro: splits updates into forward passes.
 
     Attributes:
+        model: the model.
         groups: the parameters that learn, by expert id and `router`.
     """
 
@@ -101,21 +102,24 @@ class UpdateGradient:
         seed: int,
         micro: MicroBatches,
     ) -> None:
-        self._model, self._task, self._phase = model, task, phase
+        self.model, self._task, self._phase = model, task, phase
         self._steps, self._seed, self._micro = steps, seed, micro
         self._learnables = Learnables(model, task.expert_id)
         self._targets = task.train.targets
         self._scale = _FP16_SCALE if model.dtype == torch.float16 else 1.0
         self._tried: Sequence[int] = ()
-        self.groups: dict[str, list[nn.Parameter]] = {
-            task.expert_id: list(self._learnables.expert.values())
-        }
+        self.groups: dict[str, list[nn.Parameter]] = {}
+        self.regroup()
         if phase.train_gate:
             self.groups["router"] = list(self._learnables.gate.values())
         # Once: the closed form does not move while the correction learns.
         self._rehearsal = None
         if phase.train_gate and task.rehearsal is not None:
             self._rehearsal = task.rehearsal.prepared(model.router)
+
+    def regroup(self) -> None:
+        """Takes the expert's parameters anew, after its rank has grown."""
+        self.groups[self._task.expert_id] = list(self._learnables.expert.values())
 
     def make(self, passes: Sequence[Pass], step: int) -> dict[str, Tensor]:
         """Makes and clips the gradient; the numbers of the update under their logged names.
@@ -169,12 +173,12 @@ class UpdateGradient:
         """
         batch, trunk = self._task.train.batch(
             rows,
-            pad_id=self._model.base.tokenizer.pad_token_id,
-            device=self._model.device,
+            pad_id=self.model.base.tokenizer.pad_token_id,
+            device=self.model.device,
             packed=self._phase.packing,
         )
         gates = self._rest(len(rows)) if without else self._mixture(trunk, batch, step)
-        return self._model(
+        return self.model(
             **batch,
             trunk=trunk,
             gates=gates,
@@ -187,15 +191,17 @@ class UpdateGradient:
     def _mixture(self, trunk: TrunkBatch, batch: Batch, step: int) -> Gates:
         task = self._task
         if task.beside:
-            return task.summed(len(trunk.features), self._model.device)
+            return task.summed(len(trunk.features), self.model.device)
         share = self._phase.dense_share(step, self._steps)
         # Alone in its rows, an expert is alone at every token.
-        features = self._model.passes.features(trunk, batch) if share else trunk.features
-        return mixture_gates(self._model.router, features, task.expert_id, task.neighbours, share)
+        features = self.model.passes.features(trunk, batch) if share else trunk.features
+        gates = mixture_gates(self.model.router, features, task.expert_id, task.neighbours, share)
+        # For the gate's sake backward would go through the blocks that are frozen, too.
+        return gates.detached() if self.model.experts.learns_from else gates
 
     def _rest(self, rows: int) -> Gates | None:
         beside = self._task.beside
-        return Gates.all_of(beside, rows, self._model.device) if beside else None
+        return Gates.all_of(beside, rows, self.model.device) if beside else None
 
     @torch.no_grad()
     def base_loss(self, passes: Sequence[Pass]) -> float:
@@ -216,15 +222,15 @@ class UpdateGradient:
             self._micro.halve(self._tried, said)
 
     def silent(self) -> list[str]:
-        """The expert's tensors that got no gradient, or nothing but zeros."""
+        """The expert's tensors that should learn and got no gradient, or nothing but zeros."""
         return [
             name
             for name, p in self._learnables.expert.items()
-            if p.grad is None or not bool(p.grad.any())
+            if p.requires_grad and (p.grad is None or not bool(p.grad.any()))
         ]
 
     def _backward(self, passes: Sequence[Pass], step: int) -> dict[str, Tensor]:
-        targets, lessons, device = self._count(passes), self._task.lessons, self._model.device
+        targets, lessons, device = self._count(passes), self._task.lessons, self.model.device
         coefficient = 0.0 if lessons is None else self._phase.distillation
         total, apart = torch.zeros((), device=device), torch.zeros((), device=device)
         for rows in self._micro.split(passes):
@@ -270,29 +276,29 @@ class UpdateGradient:
         if self._rehearsal is not None:
             # By step, not by a running generator: a resumed run draws the same.
             sample = self._rehearsal.sample(self._seed * 1_000_003 + step)
-            rehearsed = sample.to(self._model.device)
+            rehearsed = sample.to(self.model.device)
         return router_losses(
-            self._model.router, self._features(passes), rehearsed, self._task.losses
+            self.model.router, self._features(passes), rehearsed, self._task.losses
         )
 
     @torch.no_grad()
     def _routing(self, passes: Sequence[Pass]) -> Routing | None:
         """What the router, which does not learn now, says of the update's rows."""
-        if not self._model.router.rows:
+        if not self.model.router.rows:
             return None
-        routing: Routing = self._model.router(self._features(passes))
+        routing: Routing = self.model.router(self._features(passes))
         return routing
 
     def _features(self, passes: Sequence[Pass]) -> Tensor:
         rows = [row for one in passes for row in one]
-        return self._task.train.features[rows].to(self._model.device)
+        return self._task.train.features[rows].to(self.model.device)
 
     def _count(self, passes: Sequence[Pass]) -> int:
         return max(1, sum(self._targets[row] for one in passes for row in one))
 
     def _norm(self, group: str) -> Tensor:
         grads = [p.grad for p in self.groups[group] if p.grad is not None]
-        return get_total_norm(grads) if grads else torch.zeros((), device=self._model.device)
+        return get_total_norm(grads) if grads else torch.zeros((), device=self.model.device)
 
     def _clear(self) -> None:
         for parameters in self.groups.values():

@@ -76,16 +76,33 @@ class Learnables:
         }
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Puts copies back into the same parameters, so that an optimizer stays valid."""
+        """Puts copies back into the same parameters, so that an optimizer stays valid.
+
+        Where they are of another rank, since it grew between, the expert has that one afterwards,
+        and its parameters are new.
+        """
         expert = {
             name.removeprefix(_EXPERT): value
             for name, value in weights.items()
             if name.startswith(_EXPERT)
         }
+        self._be_of_rank_of(expert)
         self._model.experts.restore(self.expert_id, expert)
         with torch.no_grad():
             for name, parameter in self.gate.items():
                 parameter.copy_(weights[_GATE + name])
+
+    def _be_of_rank_of(self, expert: Mapping[str, Tensor]) -> None:
+        manager, name = self._model.experts, self.expert_id
+        wanted = {value.shape[0] for key, value in expert.items() if "lora_A" in key}
+        # One with several ranks never grows.
+        if len(wanted) != 1 or not manager.has_one_rank(name):
+            return
+        (rank,) = wanted
+        if rank > manager.rank(name):
+            manager.grow_rank(name, rank, seed=0)
+        elif rank < manager.rank(name):
+            manager.cut_rank(name, rank)
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor], name: str = WEIGHTS_FILE) -> None:

@@ -68,4 +68,6 @@ def operations_per_token(model: DyLoRAMoE) -> tuple[int, int]:
     """Operations for a token in the blocks above the tap, and for a trained one in the head."""
     anatomy = model.base.anatomy
     head = 4 * sum(p.numel() for p in model.model.get_submodule(anatomy.head_name).parameters())
-    return count_operations(model.model, anatomy, 1, from_tap=True) - head, head
+    first = model.experts.learns_from
+    both = count_operations(model.model, anatomy, 1, from_tap=True, learns_from=first)
+    return both - head, head

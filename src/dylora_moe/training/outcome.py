@@ -8,6 +8,23 @@ from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
+class Growth:
+    """The rank grew after so many steps of a phase, from `before` to `after`."""
+
+    step: int
+    before: int
+    after: int
+
+
+@dataclass(frozen=True, slots=True)
+class Freeze:
+    """After so many steps of a phase the blocks below `block` learned no more."""
+
+    step: int
+    block: int
+
+
+@dataclass(frozen=True, slots=True)
 class PhaseOutcome:
     """One phase.
 
@@ -19,6 +36,8 @@ class PhaseOutcome:
         best_loss: lowest loss on the target, at `best_step` (0: what the phase began with).
         padding_fraction: share of padding in its forward passes.
         pass_tokens: that a forward pass might have at its end, with its padding.
+        growths, freezes: in order; a growth before whose step the best weights were reached is
+            taken back with all that came after them.
     """
 
     name: str
@@ -36,10 +55,19 @@ class PhaseOutcome:
     stopped_early: bool
     padding_fraction: float
     pass_tokens: int
+    growths: tuple[Growth, ...] = ()
+    freezes: tuple[Freeze, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values."""
         return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> PhaseOutcome:
+        """The inverse of `to_json`."""
+        growths = tuple(Growth(**one) for one in values["growths"])
+        freezes = tuple(Freeze(**one) for one in values["freezes"])
+        return cls(**{**values, "growths": growths, "freezes": freezes})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +80,7 @@ class TrainingOutcome:
         evaluation: of the weights kept, on every evaluation set.
         flops: floating point operations of the updates.
         peak_memory_bytes: CUDA's peak, elsewhere the process's largest resident size.
+        rank: of the weights kept.
         trainable_parameters: of expert and, where a phase trained it, gate.
         trainable_share: of all parameters of base, experts and router.
         bytes: of the expert in memory.
@@ -70,6 +99,7 @@ class TrainingOutcome:
     peak_memory_bytes: int
     tokens_per_second: float
     padding_fraction: float
+    rank: int
     trainable_parameters: int
     trainable_share: float
     bytes: int
@@ -95,6 +125,7 @@ class TrainingOutcome:
             "peak_memory_bytes": self.peak_memory_bytes,
             "tokens_per_second": self.tokens_per_second,
             "padding_fraction": self.padding_fraction,
+            "rank": self.rank,
             "trainable_parameters": self.trainable_parameters,
             "trainable_share": self.trainable_share,
             "bytes": self.bytes,

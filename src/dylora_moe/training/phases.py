@@ -45,6 +45,11 @@ class Phase:
         packing: rows behind one another with block-diagonal attention instead of padding.
         scheduler: shape of the rate over the phase.
         distillation: coefficient of the divergence from the teachers, where there are any.
+        max_rank: up to which the expert's rank doubles whenever validation stalls; it stays where
+            None (`growth`).
+        grow_below: relative fall of the best loss over an epoch below which validation stalls.
+        freeze_below: relative change of a block over an epoch below which it has converged and
+            learns no more; none does at 0 (`freezing`).
     """
 
     name: str
@@ -62,6 +67,9 @@ class Phase:
     packing: bool = False
     scheduler: Schedule = "cosine"
     distillation: float = 0.0
+    max_rank: int | None = None
+    grow_below: float = 0.01
+    freeze_below: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epochs <= 0 or self.batch_size < 1 or self.accumulation < 1 or self.patience < 1:

@@ -173,6 +173,7 @@ class Run:
             peak_memory_bytes=self._meter.peak_memory_bytes,
             tokens_per_second=self._meter.tokens_per_second,
             padding_fraction=padding / tokens if tokens else 0.0,
+            rank=manager.rank(expert_id),
             trainable_parameters=trained,
             trainable_share=trained / self._model.num_parameters(),
             bytes=manager.bytes(expert_id),
@@ -194,6 +195,7 @@ class Run:
             if kept.best.exhausted:
                 state = TrainerState.load_from_json(str(newest / "trainer_state.json"))
                 return int(state.global_step)
+            self.learnables.load(read_weights(newest))
         trainer = ExpertTrainer(
             self._model,
             self._task,
@@ -226,6 +228,7 @@ class Run:
         facts: dict[str, Any] = {
             "phase": phase.name,
             "padding_fraction": plan.padding_fraction,
+            "rank": manager.rank(task.expert_id),
             "trainable_parameters": trained,
             "trainable_share": trained / self._model.num_parameters(),
             f"expert_bytes/{task.expert_id}": manager.bytes(task.expert_id),
@@ -241,7 +244,7 @@ class Run:
         self._best = BestWeights(phase.patience)
         self._best.load(left["best"], weights)
         self._meter.load(left["meter"])
-        self._done.append(PhaseOutcome(**left["phase"]))
+        self._done.append(PhaseOutcome.from_json(left["phase"]))
         self._resumed = True
 
 
@@ -273,4 +276,6 @@ def _outcome(phase: Phase, plan: UpdatePlan, steps: int, kept: Kept, before: Met
         stopped_early=steps < plan.steps,
         padding_fraction=plan.padding_fraction,
         pass_tokens=kept.micro.tokens,
+        growths=tuple(kept.growths),
+        freezes=tuple(kept.freezes),
     )

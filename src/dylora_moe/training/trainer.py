@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,20 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, get_scheduler
 
-from dylora_moe.errors import TrainingError
 from dylora_moe.foundation.quiet import quiet
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.training.arguments import arguments, parameter_groups
+from dylora_moe.training.between import BetweenEpochs
 from dylora_moe.training.callbacks import PhaseCallback
 from dylora_moe.training.checkpoints import Checkpoints
+from dylora_moe.training.evaluations import check_finite, evaluation_losses
 from dylora_moe.training.gradient import Task, UpdateGradient
 from dylora_moe.training.kept import Kept, Rng, restore_rng, rng_state
-from dylora_moe.training.learnables import Learnables, read_weights
-from dylora_moe.training.measure import answer_losses
+from dylora_moe.training.learnables import Learnables
 from dylora_moe.training.meter import operations_per_token
 from dylora_moe.training.phases import Phase, scheduler_arguments
-from dylora_moe.training.rows import Rows
 from dylora_moe.training.updates import Pass, UpdatePlan
-from dylora_moe.training.watchdog import Update, Watchdog
+from dylora_moe.training.watchdog import Update, Watchdog, under
 
 _SILENT_AT = 2
 """The step at which every tensor of an expert has a gradient: B's first, A's once B is not zero."""
@@ -94,6 +94,7 @@ class ExpertTrainer(Trainer):
         callback.trainer = self
         self.learnables = Learnables(model, task.expert_id)
         self.gradient = UpdateGradient(model, task, phase, plan.steps, seed, kept.micro)
+        self.between = BetweenEpochs(model, self.learnables, phase, plan, kept, seed)
         self._device: torch.device = model.device
         self._lengths, self._targets = task.train.lengths, task.train.targets
         self._operations = operations_per_token(model)
@@ -177,15 +178,15 @@ class ExpertTrainer(Trainer):
             rows=rows,
             loss=numbers["loss"],
             parts={key: value for key, value in numbers.items() if key.endswith("_loss")},
-            gradient_norms=_under("grad_norm/", numbers),
+            gradient_norms=under("grad_norm/", numbers),
             silent=self.gradient.silent() if step == _SILENT_AT else (),
-            usage=_under("expert_usage/", numbers) if rehearsed else {},
+            usage=under("expert_usage/", numbers) if rehearsed else {},
         )
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The phase's updates in their planned order, as one epoch of HF's loop."""
         updates: Any = [{"passes": update} for update in self.plan.updates]
-        return DataLoader(updates, batch_size=1, shuffle=False, collate_fn=_only)
+        return DataLoader(updates, batch_size=1, shuffle=False, collate_fn=itemgetter(0))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """AdamW with a group for the expert and one for the gate, each with its own rate."""
@@ -213,35 +214,36 @@ class ExpertTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
-        """The loss on every evaluation set with the expert, and what stands beside it, at weight
-        one, as `eval_<set>_loss`."""
+        """The loss on every evaluation set (`evaluations`); then the rank may grow, or blocks
+        freeze."""
         if self.state.global_step and self.callback.is_due(0.25):
             # An evaluation may take long: what was trained before it is not to be lost in it.
             self._save_checkpoint(self.model, None)
             self.callback.on_save(self.args, self.state, self.control)
-        metrics = {
-            f"{metric_key_prefix}_{name}_loss": self._measured(rows)
-            for name, rows in self.task.evaluation.items()
-        }
+        metrics = evaluation_losses(self.gradient.model, self.task, metric_key_prefix)
         self.log(dict(metrics))
-        bad = [name for name, loss in metrics.items() if not math.isfinite(loss)]
-        if bad:
-            raise TrainingError(
-                f"{self.phase.name}, step {self.state.global_step}: {', '.join(bad)} not finite; "
-                f"lower learning_rate (now {self.phase.learning_rate:g}) or load the base in fp32"
-            )
+        check_finite(metrics, self.phase, self.state.global_step)
         target = metrics[f"{metric_key_prefix}_{self.task.target}_loss"]
+        before = self.kept.best.loss
         self.kept.best.offer(self.state.global_step, target, metrics, self.learnables.copy)
+        self._change_between_epochs(before, target)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
 
-    def _measured(self, rows: Rows) -> float:
-        task = self.task
-        if task.beside:
-            return answer_losses(self.model, rows, gates=task.summed(len(rows), self._device)).mean
-        return answer_losses(self.model, rows, expert=task.expert_id).mean
+    def _change_between_epochs(self, before: float, loss: float) -> None:
+        step: int = self.state.global_step
+        if not self.between.is_due(step):
+            return
+        # Matrices of two ranks are nothing to save.
+        self.callback.between_steps = False
+        numbers = self.between.change(step, before, loss, self.optimizer)
+        self.gradient.regroup()
+        self._operations = operations_per_token(self.gradient.model)
+        self.callback.between_steps = True
+        if numbers:
+            self._report(numbers, step)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Hands the numbers to the reporter, those of the last update beside HF's own."""
@@ -264,7 +266,7 @@ class ExpertTrainer(Trainer):
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> float:
         # Measured and clipped already, group by group: HF would go over every parameter again.
-        return math.hypot(*_under("grad_norm/", self._numbers).values())
+        return math.hypot(*under("grad_norm/", self._numbers).values())
 
     def rescue(self) -> bool:
         """Saves a checkpoint after the loop was interrupted; False if there is nothing to save.
@@ -294,14 +296,4 @@ class ExpertTrainer(Trainer):
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        self.learnables.load(read_weights(Path(resume_from_checkpoint)))
-
-
-def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
-    return items[0]
-
-
-def _under(prefix: str, numbers: Mapping[str, float]) -> dict[str, float]:
-    return {
-        key.removeprefix(prefix): value for key, value in numbers.items() if key.startswith(prefix)
-    }
+        """Nothing: `run` has loaded the weights, since their rank says what the optimizer is of."""

@@ -189,3 +189,10 @@ class Watchdog(TrainerCallback):
         if what not in self._told:
             self._told.add(what)
             self._warn(f"{self.phase}: {message}")
+
+
+def under(prefix: str, numbers: Mapping[str, float]) -> dict[str, float]:
+    """The numbers whose names begin so, by the rest of their names."""
+    return {
+        key.removeprefix(prefix): value for key, value in numbers.items() if key.startswith(prefix)
+    }

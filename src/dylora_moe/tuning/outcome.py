@@ -16,6 +16,7 @@ import yaml
 from dylora_moe.config import LearnSettings
 from dylora_moe.records import Interval
 from dylora_moe.scoring.bootstrap import Paired, mean_ratio
+from dylora_moe.tuning.ranks import RankCurve, rank_curve
 from dylora_moe.tuning.search import Trial
 from dylora_moe.tuning.space import differences, with_values
 
@@ -32,6 +33,7 @@ class Tuned:
             first is the best.
         settings: what to learn with, as dotted keys, where they are not the defaults: the best's
             where it is better, else those one started from.
+        ranks: rank against quality, of a search for the rank alone.
     """
 
     trials: tuple[Trial, ...]
@@ -39,6 +41,7 @@ class Tuned:
     best: Trial
     against: Interval | None
     settings: Mapping[str, Any]
+    ranks: RankCurve | None = None
 
     @property
     def better(self) -> bool:
@@ -72,7 +75,7 @@ def outcome(trials: Sequence[Trial], start: LearnSettings) -> Tuned:
         against = mean_ratio(pairs)
     better = against is not None and against.high < 1.0
     settings = differences(with_values(start, best.values) if better else start)
-    return Tuned(tuple(trials), first, best, against, settings)
+    return Tuned(tuple(trials), first, best, against, settings, rank_curve(trials, start))
 
 
 def document(tuned: Tuned) -> str:
@@ -91,9 +94,9 @@ def document(tuned: Tuned) -> str:
     return f"{head}it key by key with --set.\n{body}"
 
 
-def words(tuned: Tuned) -> list[str]:
-    """The settings as `--set` takes them."""
-    return [f"{key}={_word(value)}" for key, value in tuned.settings.items()]
+def words(settings: Mapping[str, Any]) -> list[str]:
+    """Settings by their dotted keys as `--set` takes them."""
+    return [f"{key}={_word(value)}" for key, value in settings.items()]
 
 
 def _word(value: object) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dylora_moe.errors import LearningInterruptedError, MissingExtraError, TrainingError
-from dylora_moe.tuning.space import SEEDING, Between, Space, Value
+from dylora_moe.tuning.space import SEEDING, Between, Space, Value, each_of
 from dylora_moe.tuning.trials import Trained
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         file.parent.mkdir(parents=True, exist_ok=True)
         self._space, self._start, self._skills = space, dict(start), tuple(skills)
+        self._each = each_of(space)
         self._study = optuna.create_study(
             storage=f"sqlite:///{file}",
             study_name=name,
@@ -143,7 +144,8 @@ class Search:
         tell: Callable[[Trial], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> list[Trial]:
-        """Goes on until the time or the number of trials is used up.
+        """Goes on until the time or the number of trials is used up, or, of one key with few
+        values, until each was tried once.
 
         Args:
             train: trains a skill.
@@ -169,6 +171,8 @@ class Search:
             first = next((one for one in done if one.whole and one.start), None)
             if first is not None and (is_over() or (trials is not None and len(done) >= trials)):
                 return done
+            if first is not None and self._each and self._untried(done) is None:
+                return done
             found = self._one(train, first, is_over)
             if found is not None:
                 tell(found)
@@ -179,6 +183,8 @@ class Search:
 
         if first is None:
             self._study.enqueue_trial(self._start, user_attrs={_START: True})
+        elif (point := self._untried(self.trials())) is not None:
+            self._study.enqueue_trial(point)
         trial = self._study.ask()
         values = self._suggested(trial)
         logs: list[float] = []
@@ -215,6 +221,11 @@ class Search:
         self._study.tell(trial, statistics.fmean(logs) if whole else None, state=state)
         ratio = math.exp(statistics.fmean(logs))
         return Trial(trial.number, values, skills, ratio, whole, note, first is None)
+
+    def _untried(self, done: Sequence[Trial]) -> dict[str, Value] | None:
+        """Of a space that is tried whole, the next point."""
+        tried = [one.values for one in done]
+        return next((values for values in self._each if values not in tried), None)
 
     def _is_behind(self, so_far: float, step: int) -> bool:
         """Whether a trial stands worse after a skill than half of the whole ones did."""

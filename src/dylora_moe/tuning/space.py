@@ -19,6 +19,9 @@ SEEDING = "seeding"
 """Whether there is a seeding phase; its other keys count only where there is."""
 
 
+RANK = "expert.rank"
+
+
 @dataclass(frozen=True)
 class Between:
     """Numbers between two ends, by their logarithm."""
@@ -43,7 +46,7 @@ SPACE: Space = {
     "consolidation.batch_size": OneOf((4, 8, 16)),
     SEEDING: OneOf((True, False)),
     "seeding.learning_rate": Between(4e-4, 1e-2),
-    "expert.rank": OneOf((2, 4, 8, 16, 32)),
+    RANK: OneOf((2, 4, 8, 16, 32)),
     "expert.targets": OneOf(("attention", "all-linear")),
 }
 """Everything that is searched where nobody says what. With the rank goes `expert.alpha`, so that
@@ -69,6 +72,17 @@ def chosen(start: LearnSettings, keys: Sequence[str] = ()) -> dict[str, Dimensio
                 "is off, or a list of layers); leave it out, or the setting"
             )
     return {key: _holding(SPACE[key], usual[key]) for key in keys or SPACE if key in usual}
+
+
+def each_of(space: Space) -> tuple[dict[str, Value], ...]:
+    """Every point of a space of one key with few values, which is tried whole; of a larger one
+    none."""
+    if len(space) != 1:
+        return ()
+    ((key, dimension),) = space.items()
+    if isinstance(dimension, Between):
+        return ()
+    return tuple({key: value} for value in dimension.values)
 
 
 def values_of(settings: LearnSettings, space: Space) -> dict[str, Value]:
