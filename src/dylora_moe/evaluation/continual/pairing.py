@@ -1,7 +1,8 @@
 """Rows of results put side by side: by skill, by arm, with intervals over rows.
 
-Knows results alone. A skill under a seed is a group of rows of its own, and every interval is over
-the rows of all groups; accuracies are macro averages, each group counting the same.
+Knows results alone. Accuracies are macro averages over skills, then over seeds. Every interval is
+over the rows of each skill, the same under every seed that answered them, and over the seeds where
+there are several (`scoring.bootstrap.macro_bootstrap`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ ArmResults = Sequence[ArmResult]
 
 
 def average(results: ArmResults, number: Number) -> Interval:
-    """The macro average after the stream, with its interval over rows."""
-    return interval(
-        [row for one in results for row in grouped(one.last.rows, number)], "difference"
-    )
+    """The macro average after the stream, with its interval."""
+    pairs = [pair for one in results for pair in grouped(one.last.rows, number, one.seed)]
+    return interval(pairs, "difference")
 
 
 def compared(
@@ -32,7 +32,8 @@ def compared(
     statistic: str = "ratio",
     number: Number = lambda row: row.score,
 ) -> Interval:
-    """Two arms' macro averages after their streams, divided or subtracted, paired over rows.
+    """Two arms' macro averages after their streams, divided or subtracted, paired over rows
+    and seeds.
 
     Args:
         first, second: of the same seeds; others are left out.
@@ -47,7 +48,7 @@ def compared(
     pairs: list[Paired] = []
     for one in first:
         if one.seed in other:
-            pairs += paired(one.last.rows, other[one.seed].last.rows, number)
+            pairs += paired(one.last.rows, other[one.seed].last.rows, number, one.seed)
     if not pairs:
         raise ValueError(f"{first[0].arm} and {second[0].arm} have no seed in common")
     return interval(pairs, statistic)
@@ -65,25 +66,37 @@ def by_skill(stage: Stage) -> dict[str, list[RowResult]]:
     return found
 
 
-def grouped(rows: Iterable[RowResult], number: Number) -> list[Paired]:
+def grouped(rows: Iterable[RowResult], number: Number, seed: int) -> list[Paired]:
     """Each skill's numbers against zeros: the interval of one system's macro average."""
-    found: dict[str, list[float]] = {}
+    found: dict[str, dict[str, float]] = {}
     for row in rows:
-        found.setdefault(row.skill, []).append(number(row))
-    return [Paired(values, [0.0] * len(values)) for values in found.values()]
+        found.setdefault(row.skill, {})[row.key] = number(row)
+    return [
+        Paired([*own.values()], [0.0] * len(own), seed=seed, skill=skill, rows=[*own])
+        for skill, own in found.items()
+    ]
 
 
-def paired(first: Sequence[RowResult], second: Sequence[RowResult], number: Number) -> list[Paired]:
+def paired(
+    first: Sequence[RowResult], second: Sequence[RowResult], number: Number, seed: int
+) -> list[Paired]:
     """The numbers of the rows of `first` with those of the same rows in `second`, by skill."""
     other = {(row.skill, row.key): number(row) for row in second}
-    found: dict[str, tuple[list[float], list[float]]] = {}
+    found: dict[str, dict[str, tuple[float, float]]] = {}
     for row in first:
         if (row.skill, row.key) not in other:
             raise ValueError(f"a row of {row.skill} was answered by one side only")
-        left, right = found.setdefault(row.skill, ([], []))
-        left.append(number(row))
-        right.append(other[row.skill, row.key])
-    return [Paired(left, right) for left, right in found.values()]
+        found.setdefault(row.skill, {})[row.key] = number(row), other[row.skill, row.key]
+    return [
+        Paired(
+            [one for one, _ in own.values()],
+            [two for _, two in own.values()],
+            seed=seed,
+            skill=skill,
+            rows=[*own],
+        )
+        for skill, own in found.items()
+    ]
 
 
 def interval(pairs: Sequence[Paired], statistic: str) -> Interval:
