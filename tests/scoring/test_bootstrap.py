@@ -110,8 +110,8 @@ def test_the_interval_of_a_macro_ratio_covers_the_truth_about_as_often_as_it_say
 
 
 def runs(rng: np.random.Generator, seeds: int, spread: float) -> list[Paired]:
-    """Runs whose truth is 0.5, of two skills of 40 rows that are the same under each seed, whose own
-    spread is `spread`."""
+    """Runs whose truth is 0.5, of two skills of 40 rows, the same under each seed; how far seeds
+    differ by themselves is `spread`."""
     found = []
     moved = rng.normal(0, spread, seeds)
     for skill in ("sql", "shell"):
@@ -185,7 +185,7 @@ def test_seeds_that_share_some_rows_are_resampled_with_them() -> None:
     same, half = [pair(0, 0), pair(1, 0)], [pair(0, 0), pair(1, 30)]
     found = macro_bootstrap(half, statistic="difference")
     assert found.value == pytest.approx((score[:60].mean() + score[30:].mean()) / 2)
-    assert 0 < width(half)
+    assert width(half) > 0
     # The order of a seed's rows means nothing.
     turned = replace(half[1], first=half[1].first[::-1], rows=names[30:][::-1])
     again = macro_bootstrap([half[0], turned], statistic="difference")

@@ -16,7 +16,7 @@ from dylora_moe.config import LearnSettings, NoveltySettings
 from dylora_moe.errors import ConfigError, DataError
 from dylora_moe.evaluation.continual import runner
 from dylora_moe.evaluation.continual.arms import ARMS
-from dylora_moe.evaluation.continual.arms.arm import Arm, Setting
+from dylora_moe.evaluation.continual.arms.arm import Arm, ArmKind, Setting
 from dylora_moe.evaluation.continual.plan import Plan, jobs, read_material, skill_names
 from dylora_moe.evaluation.continual.presets import ARM_NAMES, PRESETS, Preset, chosen
 from dylora_moe.evaluation.continual.results import ArmResult, RowResult, Stage
@@ -33,6 +33,7 @@ class Noted:
     name: str
     score: float = 1.0
     streams: frozenset[str] = frozenset(STREAMS)
+    kind: ArmKind = "trained"
     title: str = ""
     given: list[Setting] = field(default_factory=list)
     breaks: bool = False
@@ -81,7 +82,8 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def arms(**changes: Any) -> dict[str, Noted]:
-    return {name: Noted(name, **changes) for name in ("ours", "base", "multi-task")}
+    kinds: dict[str, ArmKind] = {"ours": "pool", "base": "untrained", "multi-task": "trained"}
+    return {name: Noted(name, kind=kind, **changes) for name, kind in kinds.items()}
 
 
 def ran(given: Mapping[str, Noted]) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from dylora_moe.errors import DataError
-from dylora_moe.evaluation.continual.results import RowResult
+from dylora_moe.evaluation.continual.results import RowResult, TextLoss
 from dylora_moe.experts.gates import Gates
 from dylora_moe.foundation.base import Base
 from dylora_moe.foundation.trunk_cache import TrunkCache
@@ -26,7 +26,7 @@ from dylora_moe.records import BASE_NAME, Example
 from dylora_moe.routing.routing import Routing
 from dylora_moe.scoring.checks import exact, score, token_f1
 from dylora_moe.text.template import PromptFormat, encode_all
-from dylora_moe.training.measure import answer_losses
+from dylora_moe.training.measure import RowLosses, answer_losses
 from dylora_moe.training.rows import Rows
 
 _AT_A_TIME, _ON_A_GPU = 128, 512
@@ -206,3 +206,9 @@ def result_of(
         expert=decision[0],
         confidence=decision[1],
     )
+
+
+def text_losses(rows: Rows, losses: RowLosses) -> tuple[TextLoss, ...]:
+    """What `answer_losses` gave for rows of no skill, row by row."""
+    measured = zip(rows.encoded, losses.total.tolist(), losses.tokens.tolist(), strict=True)
+    return tuple(TextLoss(row.key, loss, tokens) for row, loss, tokens in measured)

@@ -54,6 +54,40 @@ def compared(
     return interval(pairs, statistic)
 
 
+def neutral_ratio(first: ArmResults, second: ArmResults) -> Interval:
+    """Two arms' token-mean losses on text of no skill, divided, paired over its rows and seeds;
+    without an interval where one has no losses row by row.
+
+    Raises:
+        ValueError: it was not measured, no seed is in both, or their rows are not the same ones.
+    """
+    other = {one.seed: one for one in second}
+    both = [(one, other[one.seed]) for one in first if one.seed in other]
+    if not both or any(not one.base_loss or not two.base_loss for one, two in both):
+        raise ValueError("no loss on text of no skill was measured under a seed of both")
+    if any(not one.neutral or not two.neutral for one, two in both):
+        left, right = (
+            mean([one.base_loss or 0.0 for one in side]) for side in zip(*both, strict=True)
+        )
+        return Interval(left / right, left / right, left / right)
+    pairs = []
+    for one, two in both:
+        rows = {row.key: row for row in two.neutral}
+        if {row.key for row in one.neutral} != set(rows):
+            raise ValueError("the loss on text of no skill is of other rows on either side")
+        pairs.append(
+            Paired(
+                [row.loss / row.tokens for row in one.neutral],
+                [rows[row.key].loss / row.tokens for row in one.neutral],
+                [row.tokens for row in one.neutral],
+                seed=one.seed,
+                skill="none",
+                rows=[row.key for row in one.neutral],
+            )
+        )
+    return interval(pairs, "ratio")
+
+
 def mean(values: Sequence[float]) -> float:
     """Of at least one number."""
     return sum(values) / len(values)

@@ -21,7 +21,8 @@ from dylora_moe.evaluation.continual.arms.journal import (
     borders,
     new_for_returning,
 )
-from dylora_moe.evaluation.continual.arms.ours import Ours, shortened
+from dylora_moe.evaluation.continual.arms.ours import Ours
+from dylora_moe.evaluation.continual.arms.shortening import shortened
 from dylora_moe.evaluation.continual.results import ArmResult
 from dylora_moe.evaluation.continual.streams import STREAMS, Stream
 from dylora_moe.foundation.base import load_base

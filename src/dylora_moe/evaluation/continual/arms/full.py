@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from dylora_moe.evaluation.continual.answers import answer_rows, questions
-from dylora_moe.evaluation.continual.arms.arm import Setting
+from dylora_moe.evaluation.continual.arms.arm import ArmKind, Setting
 from dylora_moe.evaluation.continual.arms.lora_learner import LoraLearner, sides
 from dylora_moe.evaluation.continual.arms.visits import WITH_BORDERS, visits_of
 from dylora_moe.evaluation.continual.results import ArmResult, RowResult, Stage
@@ -48,6 +48,7 @@ class FullSequential:
     name: str = "full-sequential"
     title: str = "full fine-tuning in sequence"
     streams: frozenset[str] = WITH_BORDERS
+    kind: ArmKind = "trained"
     learning_rate: float = RATE
 
     def run(self, setting: Setting) -> ArmResult:

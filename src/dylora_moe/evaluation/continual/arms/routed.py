@@ -10,8 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dylora_moe.errors import DataError
-from dylora_moe.evaluation.continual.answers import Questions, answer_rows, decisions
-from dylora_moe.evaluation.continual.results import RowResult
+from dylora_moe.evaluation.continual.answers import (
+    Questions,
+    answer_rows,
+    decisions,
+    text_losses,
+)
+from dylora_moe.evaluation.continual.results import RowResult, TextLoss
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.records import Example
 from dylora_moe.routing.routing import Routing
@@ -89,13 +94,13 @@ class Asked:
         return Scored(rows, none, sum(used) / len(used))
 
 
-def neutral_loss(live: LivePool, examples: Sequence[Example]) -> float | None:
-    """The token-mean loss in nats of the pool's own choice on rows of no skill; None without."""
+def neutral_losses(live: LivePool, examples: Sequence[Example]) -> tuple[TextLoss, ...]:
+    """The losses of the pool's own choice on rows of no skill."""
     if not examples:
-        return None
+        return ()
     rows = live.encode(examples)
     gates = None if live.model.passes.per_token else row_routing(live.model, rows)
-    return answer_losses(live.model, rows, gates=gates).mean
+    return text_losses(rows, answer_losses(live.model, rows, gates=gates))
 
 
 def parameters_of(live: LivePool, expert: str) -> int:
