@@ -182,3 +182,9 @@ def test_seeds_that_differ_make_an_interval_wider() -> None:
     alike = figures([at_once(same, seed=seed) for seed in range(4)]).accuracy
     apart = figures([at_once(other if seed % 2 else same, seed=seed) for seed in range(4)]).accuracy
     assert apart.high - apart.low > 1.3 * (alike.high - alike.low)
+
+
+def test_token_f1_is_of_whole_answers_alone() -> None:
+    short = result([("", tuple(replace(row, f1=None) for row in rows({"sums": [0.0]})))])
+    with pytest.raises(ValueError, match="not written to its end"):
+        figures([short])

@@ -106,7 +106,7 @@ def figures(
         seeds=tuple(one.seed for one in results),
         accuracy=average(results, lambda row: row.score),
         exact=average(results, lambda row: row.exact),
-        f1=average(results, lambda row: row.f1),
+        f1=average(results, _whole_f1),
         loss=mean([_loss(rows) for one in results for rows in by_skill(one.last).values()]),
         by_skill={
             skill: mean([row.score for one in results for row in by_skill(one.last)[skill]])
@@ -204,6 +204,12 @@ def borders_found(result: ArmResult) -> BordersFound | None:
     return match_borders(
         told["true"], told["detected"], tolerance=told["tolerance"], early=told["early"]
     )
+
+
+def _whole_f1(row: RowResult) -> float:
+    if row.f1 is None:
+        raise ValueError(f"the last answer to a row of {row.skill} was not written to its end")
+    return row.f1
 
 
 def _loss(rows: Sequence[RowResult]) -> float:

@@ -28,7 +28,8 @@ class RowResult:
         key: of the row, as `Example.key`.
         score: 0 to 1, as the row's check says.
         exact: 1 where the answer is the reference, but for white space around it.
-        f1: of the answer's tokens.
+        f1: of the answer's tokens; None where the answer was not written to its end, since its
+            score was certain before, as between the visits of a stream.
         loss: nats summed over the reference's tokens, which are given (teacher forcing).
         tokens: how many these are.
         expert: true skill whose expert has the largest weight, "" for none of them; None where the
@@ -40,7 +41,7 @@ class RowResult:
     key: str
     score: float
     exact: float
-    f1: float
+    f1: float | None
     loss: float
     tokens: int
     expert: str | None = None

@@ -97,6 +97,17 @@ def test_the_test_rows_are_answered_at_the_end_alone_where_that_is_asked_for(
         assert [stage.after for stage in result.stages] == [3]
 
 
+@pytest.mark.parametrize("name", ["sequential-lora", "o-lora", "full-sequential"])
+def test_answers_are_written_to_their_ends_after_the_last_visit_alone(
+    name: str, lessons: Lessons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FullSequential, "_train", lambda *_: 1.0)
+    stages = ARMS[name].run(setting(tmp_path)).stages
+    # Nobody has learned anything, so no answer is right.
+    assert [any(row.f1 is None for row in stage.rows) for stage in stages] == [True, True, False]
+    assert {row.score for stage in stages for row in stage.rows} == {0.0}
+
+
 def test_replay_adds_a_few_rows_of_every_earlier_visit(lessons: Lessons, tmp_path: Path) -> None:
     given = setting(tmp_path)
     ARMS["sequential-replay"].run(given)

@@ -104,6 +104,11 @@ class Setting:
         known = set(order[: visit + 1]) if self.every_visit else set[str]()
         return tuple(row for row, (skill, _) in enumerate(self.test_rows) if skill in known)
 
+    def whole_after(self, visit: int) -> bool:
+        """Whether answers are written to their ends, counted like `asked_after`: after the last
+        visit, whose figures are of more than scores."""
+        return visit >= len(self.stream.truth.visits)
+
 
 class Arm(Protocol):
     """One way of learning a stream."""

@@ -92,7 +92,10 @@ class OLora:
             setting.told(f"visit {visit.number}/{len(visits)}: loss {outcome.best_loss:.3f}")
             if places := setting.asked_after(visit.number):
                 gates = Gates.all_of(names, len(learner.asked))
-                answered = answer_rows(learner.model, learner.asked, gates, only=places)
+                whole = setting.whole_after(visit.number)
+                answered = answer_rows(
+                    learner.model, learner.asked, gates, only=places, whole=whole
+                )
                 stages.append(Stage(visit.number, visit.skill, answered))
         details = {"visits": told, "lambda": self.strength, "squared": self.squared}
         return learner.result(

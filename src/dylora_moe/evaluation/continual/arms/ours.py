@@ -199,9 +199,11 @@ class _Learning:
             return Stage(after, skill, tuple(RowResult(**row) for row in kept["answered"]))
         start = time.perf_counter()
         owners = true_owners(self._pool.live, self._setting.stream)
-        scored = self._tests.score(_names(owners), self._setting.asked_after(after))
-        # Where all rows were asked, a stream might have ended.
-        if len(scored.rows) == len(self._setting.test_rows):
+        asked = self._setting.asked_after(after)
+        # Where all rows are asked, a stream might have ended.
+        whole = len(asked) == len(self._setting.test_rows)
+        scored = self._tests.score(_names(owners), asked, whole=whole)
+        if whole:
             self._facts[after] = self._told_of(scored)
         seconds = time.perf_counter() - start
         body = {

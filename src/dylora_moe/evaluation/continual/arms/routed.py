@@ -62,12 +62,15 @@ class Asked:
         self._questions: Questions | None = None
         self._known: dict[tuple[str, _Weights], RowResult] = {}
 
-    def score(self, owners: Mapping[str, str], only: Sequence[int] | None = None) -> Scored:
+    def score(
+        self, owners: Mapping[str, str], only: Sequence[int] | None = None, *, whole: bool = True
+    ) -> Scored:
         """Rows as the pool answers them now.
 
         Args:
             owners: the true skill of each expert, by id.
             only: these alone, by index; all where None.
+            whole: as of `answer_rows`.
         """
         live = self._live
         if self._questions is None:
@@ -78,9 +81,10 @@ class Asked:
         weights = _weights(live, routing)
         chosen = list(range(len(weights)) if only is None else only)
         places = [(self._questions.examples[row].key, weights[row]) for row in range(len(weights))]
-        new = [row for row in chosen if places[row] not in self._known]
+        known = {at for at, row in self._known.items() if not whole or row.f1 is not None}
+        new = [row for row in chosen if places[row] not in known]
         gates = None if live.model.passes.per_token else routing
-        found = answer_rows(live.model, self._questions, gates, only=new)
+        found = answer_rows(live.model, self._questions, gates, only=new, whole=whole)
         self._known.update(zip((places[row] for row in new), found, strict=True))
         decided = decisions(routing, owners)
         rows = tuple(

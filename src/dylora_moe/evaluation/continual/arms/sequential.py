@@ -109,7 +109,10 @@ class Sequential:
             setting.told(f"visit {visit.number}/{len(visits)}: loss {outcome.best_loss:.3f}")
             if places := setting.asked_after(visit.number):
                 gates = _one(len(learner.asked))
-                answered = answer_rows(learner.model, learner.asked, gates, only=places)
+                whole = setting.whole_after(visit.number)
+                answered = answer_rows(
+                    learner.model, learner.asked, gates, only=places, whole=whole
+                )
                 stages.append(Stage(visit.number, visit.skill, answered))
         told = {"visits": losses}
         return learner.result(self.name, stages, lambda rows: _one(len(rows)), told)
