@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -102,6 +104,95 @@ def test_the_interval_of_a_macro_ratio_covers_the_truth_about_as_often_as_it_say
         found = macro_bootstrap(pairs, rounds=400, seed=seed)
         covered += found.low <= 1.4 <= found.high
     assert 0.88 <= covered / 200 <= 0.99
+
+
+# -- several seeds -------------------------------------------------------------------------------
+
+
+def runs(rng: np.random.Generator, seeds: int, spread: float) -> list[Paired]:
+    """Runs whose truth is 0.5, of two skills of 40 rows, the same under each seed; how far seeds
+    differ by themselves is `spread`."""
+    found = []
+    moved = rng.normal(0, spread, seeds)
+    for skill in ("sql", "shell"):
+        rows = rng.normal(0.5, 0.3, 40)
+        for seed, by in enumerate(moved):
+            told = (rows + by + rng.normal(0, 0.05, 40)).tolist()
+            found.append(Paired(told, [0.0] * 40, seed=seed, skill=skill))
+    return found
+
+
+def width(pairs: list[Paired]) -> float:
+    found = macro_bootstrap(pairs, statistic="difference")
+    return found.high - found.low
+
+
+def test_the_same_answers_under_more_seeds_make_no_narrower_interval() -> None:
+    rng = np.random.default_rng(0)
+    one = [Paired(rng.random(60).tolist(), rng.random(60).tolist(), skill=s) for s in "ab"]
+    more = [replace(pair, seed=seed) for seed in range(5) for pair in one]
+    for statistic in ("ratio", "difference"):
+        alone = macro_bootstrap(one, statistic=statistic)  # type: ignore[arg-type]
+        together = macro_bootstrap(more, statistic=statistic)  # type: ignore[arg-type]
+        assert together.value == pytest.approx(alone.value)
+        assert (together.low, together.high) == pytest.approx((alone.low, alone.high))
+    # As rows of their own they would be five times as many.
+    apart = [replace(pair, skill=None, seed=0) for pair in more]
+    assert width(apart) < 0.5 * width(more)
+
+
+def test_an_interval_is_as_wide_as_seeds_differ() -> None:
+    rng, seeds, spread = np.random.default_rng(1), 20, 0.1
+    moved = rng.normal(0, spread, seeds)
+    pairs = [
+        Paired([0.5 + by] * 30, [0.0] * 30, seed=seed, skill="sql")
+        for seed, by in enumerate(moved.tolist())
+    ]
+    standard_error = np.std(moved, ddof=1) / np.sqrt(seeds)
+    assert width(pairs) == pytest.approx(2 * 1.96 * standard_error, rel=0.1)
+    # Three of them, and the variance is that of three, not two thirds of it.
+    error_of_three = np.std(moved[:3], ddof=1) / np.sqrt(3)
+    found = macro_bootstrap(pairs[:3], statistic="difference", confidence=0.6)
+    assert found.high - found.low >= error_of_three
+
+
+def test_over_seeds_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(3)
+    covered, narrow, wider = 0, 0, 0
+    for _ in range(120):
+        pairs = runs(rng, 8, 0.1)
+        found = macro_bootstrap(pairs, statistic="difference", rounds=400)
+        apart = [replace(pair, skill=None, seed=0) for pair in pairs]
+        before = macro_bootstrap(apart, statistic="difference", rounds=400)
+        covered += found.low <= 0.5 <= found.high
+        narrow += before.low <= 0.5 <= before.high
+        wider += found.high - found.low > before.high - before.low
+    assert 0.85 <= covered / 120 <= 1
+    assert narrow / 120 < 0.6
+    assert wider == 120
+
+
+def test_seeds_that_share_some_rows_are_resampled_with_them() -> None:
+    rng = np.random.default_rng(4)
+    score = rng.random(90)
+    names = [f"row {n}" for n in range(90)]
+
+    def pair(seed: int, first: int) -> Paired:
+        chosen = slice(first, first + 60)
+        told = score[chosen].tolist()
+        return Paired(told, [0.0] * 60, seed=seed, skill="sql", rows=names[chosen])
+
+    same, half = [pair(0, 0), pair(1, 0)], [pair(0, 0), pair(1, 30)]
+    found = macro_bootstrap(half, statistic="difference")
+    assert found.value == pytest.approx((score[:60].mean() + score[30:].mean()) / 2)
+    assert width(half) > 0
+    # The order of a seed's rows means nothing.
+    turned = replace(half[1], first=half[1].first[::-1], rows=names[30:][::-1])
+    again = macro_bootstrap([half[0], turned], statistic="difference")
+    assert (again.low, again.high) == pytest.approx((found.low, found.high), abs=0.01)
+    assert width(same) == pytest.approx(width([same[0]]))
+    with pytest.raises(ValueError, match="name each once"):
+        macro_bootstrap([replace(same[0], rows=["one"] * 60)], statistic="difference")
 
 
 def test_unpaired_rows_are_refused() -> None:

@@ -88,6 +88,47 @@ def test_a_wrong_beginning_settles_exact_and_nothing_else() -> None:
         assert checks.settled(check, "ab", "aa") is None
 
 
+LOOSE = st.sampled_from(
+    ['{"a":1.5e-3 }', "[1 ,-0.5E+7, null]", '"\\u00e4 \\" x"', " \n-12.5 ", "NaN"]
+)
+
+
+@LAW
+@given(st.one_of(VALUES.map(json.dumps), VALUES.map(lambda v: json.dumps(v, indent=1)), LOOSE))
+def test_the_beginning_of_what_may_become_json_settles_nothing(text: str) -> None:
+    for length in range(len(text) + 1):
+        assert checks.settled("json", text[:length], "{}") is None, text[:length]
+
+
+@LAW
+@given(st.text('{}[]",:1.e-tr ua\\\n', max_size=12), st.integers(0, 12))
+def test_a_beginning_that_settles_json_is_of_no_json(answer: str, length: int) -> None:
+    if checks.settled("json", answer[:length], '{"a": 1}') is not None:
+        assert checks.json_score(answer, '{"a": 1}') == 0.0
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        "SELECT",
+        "travel",
+        "B UW1",
+        "{a",
+        '{"a" 1',
+        '{"a": b',
+        "[1 x",
+        "{} {",
+        "trues",
+        '"a\nb',
+        "1 a",
+    ],
+)
+def test_what_is_no_json_however_it_goes_on_is_settled(beginning: str) -> None:
+    assert checks.settled("json", beginning, "{}") == 0.0
+    # A reference that the check cannot read is for `score` to refuse.
+    assert checks.settled("json", beginning, "{") is None
+
+
 def test_exact_trims_the_ends_only() -> None:
     assert checks.exact("  FWD FWD\n", "FWD FWD") == 1.0
     assert checks.exact("FWD  FWD", "FWD FWD") == 0.0

@@ -11,7 +11,7 @@ from torch import Tensor
 from dylora_moe.errors import ConfigError
 from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.skills import clustering
-from dylora_moe.skills.clustering import clusters, voted
+from dylora_moe.skills.clustering import clusters, clusters_of, voted
 from dylora_moe.skills.screening import Screened
 
 D = 32
@@ -115,3 +115,41 @@ def test_strange_rows_have_no_say_in_which_skill_a_cluster_is_of() -> None:
     said = screened([True, True, False, False, False], [7, 7, 8, 8, 9])
     found = voted(said, torch.zeros(5, dtype=torch.int64))
     assert found.nearest.tolist() == [8] * 5
+
+
+# -- as many as somebody says --------------------------------------------------------------------
+
+
+def test_as_many_clusters_as_skills_are_the_skills() -> None:
+    features, owners = mixed(0, 1, 2, 3)
+    found = clusters_of(features, foreign(), 4)
+    assert found.tolist() == clusters(features, foreign()).tolist()
+    assert all(len(owners[found == cluster].unique()) == 1 for cluster in range(4))
+
+
+def test_there_are_as_many_clusters_as_were_asked_for_whatever_the_skills() -> None:
+    features, owners = mixed(0, 1, 2)
+    for count in (1, 2, 5):
+        found = clusters_of(features, foreign(), count)
+        assert sorted(found.unique().tolist()) == list(range(count))
+    # The fewest first rows have the lowest numbers.
+    assert int(found[0]) == 0
+    two = clusters_of(features, foreign(), 2)
+    assert all(len(two[owners == skill].unique()) == 1 for skill in range(3))
+
+
+def test_the_seed_alone_decides_where_it_starts() -> None:
+    features, _ = mixed(0, 1, 2)
+    again = [clusters_of(features, foreign(), 3, seed=1).tolist() for _ in range(2)]
+    assert again[0] == again[1]
+
+
+def test_rows_that_are_the_same_are_one_cluster_however_many_are_asked_for() -> None:
+    same = rows(0, 1).repeat(6, 1)
+    assert clusters_of(same, foreign(), 3).tolist() == [0] * 6
+
+
+@pytest.mark.parametrize(("n", "count"), [(0, 2), (4, 0)])
+def test_no_rows_and_no_clusters_are_refused(n: int, count: int) -> None:
+    with pytest.raises(ConfigError, match="at least one of each"):
+        clusters_of(rows(0, n), foreign(), count)

@@ -56,6 +56,8 @@ def settled(check: str, beginning: str, reference: str) -> float | None:
     """The score of every answer that begins so; None where it depends on the rest."""
     if check == "exact" and not reference.strip().startswith(beginning.strip()):
         return 0.0
+    if check == "json" and is_json(reference) and _never_json(beginning):
+        return 0.0
     return None
 
 
@@ -156,6 +158,31 @@ def _parse_json(text: str) -> tuple[Any] | None:
         return (json.loads(text, parse_constant=_refuse),)
     except (ValueError, RecursionError):  # a model may well write ten thousand brackets
         return None
+
+
+_WORDS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
+_IN_NUMBERS = frozenset("0123456789.eE+-")
+_BROKEN = ("Expecting ':'", "Expecting property name", "Illegal trailing", "Invalid control")
+
+
+def _never_json(beginning: str) -> bool:
+    """Whether no text that begins so is a JSON value. Says so only where it is certain: where the
+    parser stops at something that is there, and that nothing behind it could mend."""
+    try:
+        json.loads(beginning)
+        return False
+    except json.JSONDecodeError as error:
+        rest, what = beginning[error.pos :], error.msg
+    except (ValueError, RecursionError):
+        return False
+    if not rest.strip():
+        return False
+    if what == "Expecting value":
+        return not any(word.startswith(rest) for word in _WORDS)
+    if what == "Extra data" or what.startswith("Expecting ','"):
+        # "1" may be the beginning of "1.5", and `.5` is where the parser stops until the 5 comes.
+        return rest[0] not in _IN_NUMBERS
+    return what.startswith(_BROKEN)
 
 
 def _refuse(constant: str) -> Any:

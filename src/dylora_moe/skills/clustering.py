@@ -15,6 +15,8 @@ linkage: Sokal and Michener 1958), so nobody has to say how many there are.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -53,7 +55,7 @@ def clusters(
     Raises:
         ConfigError: more rows than are clustered at a time, or no such likeness.
     """
-    # The one import of scikit-learn: it takes a second, and only mixed traffic needs it.
+    # Imported here: scikit-learn takes a second, and only mixed traffic needs it.
     from sklearn.cluster import AgglomerativeClustering
 
     if len(rows) > MOST_ROWS or not 0 < alike < 1:
@@ -63,16 +65,50 @@ def clusters(
         )
     if len(rows) < 2:
         return torch.zeros(len(rows), dtype=torch.int64)
-    variance = foreign.deviations / max(1, foreign.count - 1)
-    spread = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
-    points = normalize(((double(rows) - foreign.mean) / spread).float(), dim=-1)
+    points = _seen_from(foreign, rows)
     cosines = (points @ points.T).fill_diagonal_(-1)
     unit = cosines.topk(min(NEAREST, len(rows) - 1), 1).values.mean(1).clamp_min(SPARSEST).sqrt()
     distances = (1 - cosines / unit / unit[:, None]).clamp_min(0).fill_diagonal_(0)
     model = AgglomerativeClustering(
         n_clusters=None, metric="precomputed", linkage="average", distance_threshold=1 - alike
     )
-    labels = model.fit_predict(distances.numpy())
+    return _in_order(model.fit_predict(distances.numpy()))
+
+
+def clusters_of(
+    rows: Float[Tensor, "n d"], foreign: FeatureStatistics, count: int, *, seed: int = 0
+) -> Int[Tensor, " n"]:
+    """The cluster of each row where somebody says how many there are: k-means (Lloyd 1982) on the
+    same directions as `clusters`, the best of ten starts (k-means++). Numbered likewise.
+
+    Args:
+        rows: features over whole rows, prompt and answer; any number of them.
+        foreign: statistics of what belongs to no skill.
+        count: of clusters; fewer come out where there are fewer different rows.
+        seed: of the starts.
+
+    Raises:
+        ConfigError: no rows, or no clusters are asked for.
+    """
+    from sklearn.cluster import KMeans
+
+    if count < 1 or not len(rows):
+        raise ConfigError(f"{len(rows)} rows in {count} clusters; give at least one of each")
+    points = _seen_from(foreign, rows)
+    most = min(count, len(points.unique(dim=0)))
+    model = KMeans(n_clusters=most, n_init=10, random_state=seed)
+    return _in_order(model.fit_predict(points.numpy()))
+
+
+def _seen_from(foreign: FeatureStatistics, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Directions from what is foreign, in units of its own spread."""
+    variance = foreign.deviations / max(1, foreign.count - 1)
+    spread = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
+    return normalize(((double(rows) - foreign.mean) / spread).float(), dim=-1)
+
+
+def _in_order(labels: Iterable[int]) -> Int[Tensor, " n"]:
+    """Labels numbered from 0 in the order of their first rows."""
     order: dict[int, int] = {}
     return torch.tensor([order.setdefault(int(label), len(order)) for label in labels])
 

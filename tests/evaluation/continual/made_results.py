@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dylora_moe.evaluation.continual.results import ArmResult, RowResult, Stage
+from dylora_moe.evaluation.continual.results import ArmResult, RowResult, Stage, TextLoss
 
 SKILLS = ("sums", "hats", "moods")
 
@@ -43,10 +43,11 @@ def result(
     stream: str = "hard",
     seed: int = 0,
     base_loss: float | None = 2.0,
+    neutral: Sequence[float] = (),
     tokens: int = 100,
     **details: Any,
 ) -> ArmResult:
-    """An arm with a stage for each (skill, rows)."""
+    """An arm with a stage for each (skill, rows); `neutral`: nats a token of rows of no skill."""
     return ArmResult(
         arm=arm,
         stream=stream,
@@ -56,7 +57,8 @@ def result(
         seconds=1.0,
         parameters=30,
         parameters_in_use=10.0,
-        base_loss=base_loss,
+        base_loss=sum(neutral) / len(neutral) if neutral else base_loss,
+        neutral=tuple(TextLoss(f"n{n}", 4 * nats, 4) for n, nats in enumerate(neutral)),
         details=details,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from peft import PeftModel
 
 from dylora_moe.build.pool import Pool
 from dylora_moe.errors import DataError
+from dylora_moe.evaluation.continual import answers
 from dylora_moe.evaluation.continual.answers import (
     Questions,
     answer_rows,
@@ -23,7 +25,7 @@ from dylora_moe.experts.manager import ExpertManager
 from dylora_moe.lifecycle.answering import Sampling, answer
 from dylora_moe.lifecycle.evaluating import evaluate
 from dylora_moe.model.dylora_moe import DyLoRAMoE
-from dylora_moe.records import BASE_NAME, Example, Turn
+from dylora_moe.records import BASE_NAME, Example, Turn, pair
 from dylora_moe.routing.router import DynamicHybridRouter
 from dylora_moe.text.template import PLAIN
 from dylora_moe.training.measure import answer_losses, row_routing
@@ -113,6 +115,46 @@ def test_a_row_that_is_right_costs_no_generation(
     monkeypatch.setattr("dylora_moe.lifecycle.completing.generate_batch", None)
     again = answer_rows(pool.live.model, asked, routing, only=right)
     assert again == tuple(found[place] for place in right)
+
+
+def test_scores_are_the_same_where_only_they_are_asked_for_and_rows_settled_are_not_written(
+    pool: Pool, asked: Questions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = pool.live.model
+    gates = pinned([BASE_NAME, pool.live.experts.names[0]] * (len(asked) // 2))
+    written: list[int] = []
+    finish = answers.complete
+
+    def noted(model: Any, begun: Any, **given: Any) -> Any:
+        written.append(len(begun))
+        return finish(model, begun, **given)
+
+    monkeypatch.setattr(answers, "complete", noted)
+    whole = answer_rows(model, asked, gates)
+    scored = answer_rows(model, asked, gates, whole=False)
+    assert [replace(row, f1=None) for row in whole] == [replace(row, f1=None) for row in scored]
+    assert written[0] == len(asked)
+    assert 0 < written[1] < len(asked)
+    settled = [row for row in scored if row.f1 is None]
+    assert len(settled) == len(asked) - written[1]
+    assert {(row.score, row.exact) for row in settled} == {(0.0, 0.0)}
+    again = {row.key: row for row in whole}
+    assert all(row == again[row.key] for row in scored if row.f1 is not None)
+
+
+@pytest.mark.parametrize(
+    ("check", "completion"), [("f1", "a b"), ("number", "12"), ("json", '{"a": 1}')]
+)
+def test_a_row_whose_check_looks_at_the_whole_answer_is_written_unless_it_is_no_json(
+    pool: Pool, check: str, completion: str
+) -> None:
+    rows_ = [("any", pair(row.prompt, completion, check)) for row in rows(DIGITS, 6, 52)]  # type: ignore[arg-type]
+    of = questions(pool.live.base, pool.live.fmt, rows_)
+    gates = pinned([BASE_NAME] * 6)
+    scored = answer_rows(pool.live.model, of, gates, whole=False)
+    assert all(row.f1 is not None for row in scored) or check == "json"
+    whole = answer_rows(pool.live.model, of, gates)
+    assert [(row.score, row.exact) for row in scored] == [(row.score, row.exact) for row in whole]
 
 
 def test_only_some_rows_come_back_in_the_order_they_were_asked_for(

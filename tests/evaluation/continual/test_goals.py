@@ -141,6 +141,50 @@ def test_a_change_of_the_base_counts_in_either_direction() -> None:
         assert row(found, "base's loss").value == pytest.approx(0.05)
 
 
+def test_the_base_s_change_has_an_interval_over_its_passages() -> None:
+    before = [1.0 + 0.05 * n for n in range(40)]
+    worse = [loss * (1.004 + 0.004 * (n % 3)) for n, loss in enumerate(before)]
+
+    def change(after: Sequence[float]) -> GoalRow:
+        base = at_once(WRONG, arm="base", neutral=before)
+        return row(told([ours(neutral=after), base]), "base's loss")
+
+    found = change(worse)
+    assert found.value is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert 0.004 < found.low < found.value < found.high < 0.012
+    # It counts in either direction, and around nothing it begins at nothing.
+    better = change([2 * loss - other for loss, other in zip(before, worse, strict=True)])
+    assert better.value == pytest.approx(found.value, abs=1e-3)
+    straddling = change([loss * (1 + 0.05 * (-1) ** n) for n, loss in enumerate(before)])
+    assert straddling.low == 0
+    assert straddling.high is not None
+    assert straddling.high > 0.005
+    same = change(before)
+    assert (same.value, same.interval) == (0, False)
+    assert short(change([loss * (1.005 + 0.02 * (n % 2)) for n, loss in enumerate(before)]))
+
+
+def test_text_of_no_skill_that_is_not_the_same_on_both_sides_is_no_claim() -> None:
+    missing = told([ours(neutral=[1.0]), at_once(WRONG, arm="base", neutral=[1.0, 2.0])]).missing
+    assert any("of other rows" in one for one in missing)
+    nobody = told([ours(base_loss=None), at_once(WRONG, arm="base")]).missing
+    assert any("no loss on text of no skill" in one for one in nobody)
+
+
+def test_the_better_of_o_lora_s_two_forms_is_the_one_to_be_ahead_of() -> None:
+    quarter = {skill: [1.0] * 10 + [0.0] * 30 for skill in SKILLS}
+    squared = at_once(quarter, arm="o-lora-squared")
+    assert row(told([ours(), squared]), "O-LoRA").value == pytest.approx(75)
+    found = row(told([*PERFECT, squared]), "O-LoRA")
+    assert (found.value, found.note) == (pytest.approx(50), "beside o-lora")
+    best = at_once({skill: [1.0] * 30 + [0.0] * 10 for skill in SKILLS}, arm="o-lora-squared")
+    found = row(told([*PERFECT, best]), "O-LoRA")
+    assert (found.value, found.note) == (pytest.approx(25), "beside o-lora-squared")
+    assert row(told(PERFECT), "O-LoRA").note == ""
+
+
 def test_a_ratio_to_nothing_is_left_out() -> None:
     nothing = at_once({skill: [0.0] * 40 for skill in SKILLS}, arm="oracle-bank")
     assert any("zero" in one for one in told([ours(), nothing]).missing)

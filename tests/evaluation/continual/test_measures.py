@@ -166,3 +166,25 @@ def test_several_seeds_are_one_arm() -> None:
     assert found.seconds == 2
     assert found.accuracy.value == pytest.approx(0.875)
     assert found.by_skill == {"sums": 1.0, "hats": 0.75}
+
+
+def test_seeds_that_answer_the_same_rows_alike_make_no_interval_narrower() -> None:
+    one = figures([LEARNED])
+    three = figures([replace(LEARNED, seed=seed) for seed in range(3)])
+    assert three.accuracy == one.accuracy
+    assert one.backward_transfer is not None
+    assert three.backward_transfer == one.backward_transfer
+
+
+def test_seeds_that_differ_make_an_interval_wider() -> None:
+    same = {"sums": [1.0] * 20 + [0.0] * 20}
+    other = {"sums": [1.0] * 4 + [0.0] * 36}
+    alike = figures([at_once(same, seed=seed) for seed in range(4)]).accuracy
+    apart = figures([at_once(other if seed % 2 else same, seed=seed) for seed in range(4)]).accuracy
+    assert apart.high - apart.low > 1.3 * (alike.high - alike.low)
+
+
+def test_token_f1_is_of_whole_answers_alone() -> None:
+    short = result([("", tuple(replace(row, f1=None) for row in rows({"sums": [0.0]})))])
+    with pytest.raises(ValueError, match="not written to its end"):
+        figures([short])

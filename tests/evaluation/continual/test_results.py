@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from dylora_moe.evaluation.continual.results import (
+    TextLoss,
     from_json,
+    mean_loss,
     read_result,
     to_json,
     write_result,
@@ -53,6 +55,17 @@ def test_a_file_of_another_format_counts_for_nothing(tmp_path: Path) -> None:
 
 def test_the_text_says_its_fingerprint() -> None:
     assert from_json(to_json(RESULT, "mark")) == (RESULT, "mark")
+
+
+def test_losses_on_text_of_no_skill_come_back_row_by_row() -> None:
+    told = replace(RESULT, neutral=(TextLoss("a", 4.0, 2), TextLoss("b", 6.0, 8)))
+    assert from_json(to_json(told, "mark"))[0] == told
+    assert mean_loss(told.neutral) == pytest.approx(1.0)
+    assert mean_loss(()) is None
+    # Files of before have none.
+    body = json.loads(to_json(RESULT, "mark"))
+    del body["neutral"]
+    assert from_json(json.dumps(body))[0] == RESULT
 
 
 def test_a_number_that_json_has_no_word_for_is_refused() -> None:

@@ -16,8 +16,9 @@ from dylora_moe.config import LearnSettings, NoveltySettings
 from dylora_moe.errors import ConfigError, DataError
 from dylora_moe.evaluation.continual import runner
 from dylora_moe.evaluation.continual.arms import ARMS
-from dylora_moe.evaluation.continual.arms.arm import Arm, Setting
-from dylora_moe.evaluation.continual.plan import Plan, jobs, read_material, skill_names
+from dylora_moe.evaluation.continual.arms.arm import Arm, ArmKind, Setting
+from dylora_moe.evaluation.continual.arms.ours import Ours
+from dylora_moe.evaluation.continual.plan import Job, Plan, jobs, read_material, skill_names
 from dylora_moe.evaluation.continual.presets import ARM_NAMES, PRESETS, Preset, chosen
 from dylora_moe.evaluation.continual.results import ArmResult, RowResult, Stage
 from dylora_moe.evaluation.continual.runner import run
@@ -33,9 +34,11 @@ class Noted:
     name: str
     score: float = 1.0
     streams: frozenset[str] = frozenset(STREAMS)
+    kind: ArmKind = "trained"
     title: str = ""
     given: list[Setting] = field(default_factory=list)
     breaks: bool = False
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self, setting: Setting) -> ArmResult:
         self.given.append(setting)
@@ -45,7 +48,8 @@ class Noted:
             RowResult(skill, row.key, self.score, 0, 0, 1.0, 1) for skill, row in setting.test_rows
         )
         kind = setting.stream.kind
-        return ArmResult(self.name, kind, setting.seed, (Stage(1, "", rows),), 7, 0.1, 0, 0)
+        return ArmResult(self.name, kind, setting.seed, (Stage(1, "", rows),), 7, 0.1, 0, 0,
+                         details=self.details)  # fmt: skip
 
 
 SMALL = Preset(
@@ -81,7 +85,8 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def arms(**changes: Any) -> dict[str, Noted]:
-    return {name: Noted(name, **changes) for name in ("ours", "base", "multi-task")}
+    kinds: dict[str, ArmKind] = {"ours": "pool", "base": "untrained", "multi-task": "trained"}
+    return {name: Noted(name, kind=kind, **changes) for name, kind in kinds.items()}
 
 
 def ran(given: Mapping[str, Noted]) -> list[str]:
@@ -163,6 +168,53 @@ def test_an_arm_at_equal_tokens_is_told_them_and_is_anew_where_they_changed(plan
     run(alone, known(second))
     assert ran(second) == ["hard-multi-task"]
     assert second["multi-task"].given[0].ours_tokens is None
+
+
+def test_an_arm_of_the_pool_s_size_is_told_it_and_is_anew_where_it_changed(plan: Plan) -> None:
+    sized = Preset("small", SMALL.skills, 8, 4, 3, {"hard": ("ours", "fixed")})
+    of = replace(plan, preset=sized)
+    for experts in (2, 2, 5):
+        given = {
+            "ours": Noted("ours", kind="pool", details={"experts_grown": experts}),
+            "fixed": Noted("fixed", kind="sized"),
+        }
+        (plan.out / "arms" / "hard-ours-s0.json").unlink(missing_ok=True)
+        run(of, known(given))
+        told = [setting.ours_experts for setting in given["fixed"].given]
+        assert told == ([] if ran(given) == ["hard-ours"] else [experts])
+    assert told == [5]
+
+
+def test_an_arm_of_the_pool_s_size_is_refused_where_the_pool_does_not_run_before_it(
+    plan: Plan,
+) -> None:
+    given = {"ours": Noted("ours", kind="pool"), "fixed": Noted("fixed", kind="sized")}
+    for arms_ in (("fixed",), ("fixed", "ours")):
+        sized = replace(plan, preset=replace(SMALL, arms={"hard": arms_}))
+        with pytest.raises(ConfigError, match="fixed has as many experts as ours grew on hard"):
+            run(sized, known(given))
+    assert ran(given) == []
+
+
+def test_every_pool_needs_visits_of_a_cluster(plan: Plan) -> None:
+    small = replace(plan, learn=LearnSettings(), preset=replace(SMALL, arms={"hard": ("other",)}))
+    with pytest.raises(ConfigError, match="from 64 on"):
+        run(small, known({"other": Noted("other", kind="pool")}))
+
+
+def test_a_novelty_test_of_its_own_decides_a_pool_s_result(
+    plan: Plan, base: SimpleNamespace
+) -> None:
+    ground, material = runner.Ground(plan), read_material(plan, 0, False)
+    marks = {
+        ground.fingerprint(Job("hard", "same name", 0), arm, material, None)
+        for arm in (Ours(), Ours(novelty={"threshold": 0.7}), Ours(novelty={"threshold": 0.6}))
+    }
+    assert len(marks) == 3
+    ours = ground.fingerprint(Job("hard", "ours", 0), Ours(), material, None)
+    assert ours == ground.fingerprint(
+        Job("hard", "ours", 0), Noted("ours", kind="pool"), material, None
+    )
 
 
 def test_other_arms_may_begin_with_what_ours_learned_on_the_same_stream(plan: Plan) -> None:
@@ -291,6 +343,14 @@ def test_every_preset_names_streams_that_there_are_and_ours_runs_first() -> None
             assert names[0] == "ours"
             assert set(names) <= set(ARM_NAMES) == set(ARMS)
             assert len(set(names)) == len(names)
+
+
+def test_arms_that_differ_in_one_choice_are_of_the_full_preset_alone() -> None:
+    variants = {name for name in ARM_NAMES if name.startswith("ours-cosine")} | {"o-lora-squared"}
+    for name, preset in PRESETS.items():
+        named = {arm for arms_ in preset.arms.values() for arm in arms_}
+        assert variants <= named if name == "full" else not variants & named
+    assert chosen("cpu", arms=["ours-cosine-0.85"]).arms["hard"] == ("ours-cosine-0.85",)
 
 
 def test_what_a_person_names_is_run_and_nothing_else() -> None:

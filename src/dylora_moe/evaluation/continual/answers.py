@@ -2,7 +2,8 @@
 
 As the pool scores itself (`lifecycle.scoring_pass`): one pass over the known answers gives each
 row's loss and how far greedy decoding would have written the same, so that a row that is right
-costs no generation; the rest is generated up to the same limits. Knows a model, rows and weights of
+costs no generation; the rest is generated up to the same limits. Where scores alone are asked for,
+so does none whose score its beginning settles. Knows a model, rows and weights of
 experts for them; knows nothing of arms or of how the weights were found.
 """
 
@@ -11,22 +12,24 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dylora_moe.errors import DataError
-from dylora_moe.evaluation.continual.results import RowResult
+from dylora_moe.evaluation.continual.results import RowResult, TextLoss
 from dylora_moe.experts.gates import Gates
 from dylora_moe.foundation.base import Base
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.lifecycle.completing import Begun, answer_limit, complete
+from dylora_moe.lifecycle.text_pieces import beginning_of
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.model.generation import writes_the_largest
 from dylora_moe.records import BASE_NAME, Example
 from dylora_moe.routing.routing import Routing
-from dylora_moe.scoring.checks import exact, score, token_f1
+from dylora_moe.scoring.checks import exact, score, settled, token_f1
 from dylora_moe.text.template import PromptFormat, encode_all
-from dylora_moe.training.measure import answer_losses
+from dylora_moe.training.measure import RowLosses, answer_losses
 from dylora_moe.training.rows import Rows
 
 _AT_A_TIME, _ON_A_GPU = 128, 512
@@ -138,6 +141,7 @@ def answer_rows(
     *,
     only: Sequence[int] | None = None,
     decided: Sequence[Decision] | None = None,
+    whole: bool = True,
 ) -> tuple[RowResult, ...]:
     """Answers rows and scores the answers; rows of different experts share the passes.
 
@@ -149,6 +153,8 @@ def answer_rows(
             routes by itself, which is for routers that decide for each token.
         only: these rows alone; the results come in their order.
         decided: what to note of each of these rows as its routing; nothing where None.
+        whole: write every answer to its end. Where False, rows whose score is certain by how their
+            answer begins are not written on, and have no token F1; all else is the same.
 
     Raises:
         ExpertError: an expert that the model has not.
@@ -158,20 +164,34 @@ def answer_rows(
     noted = decided if decided is not None else [UNROUTED] * len(chosen)
     drafted = gates is not None and writes_the_largest(model)
     losses = answer_losses(model, asked.rows, gates=gates, only=chosen, openings=drafted)
-    begun, targets = [], asked.rows.targets
+    totals, tokens = losses.total.tolist(), losses.tokens.tolist()
+    begun, targets = dict[int, Begun](), asked.rows.targets
+    found: dict[int, RowResult] = {}
     for place, index in enumerate(chosen):
         row = asked.rows.encoded[index]
         own = None if gates is None else _of_row(gates, index, model.device)
         start = losses.openings[place] if drafted else ()
-        limit = answer_limit(targets[index])
-        begun.append(Begun(row.input_ids[: row.prompt_length], start, limit, own))
+        score = None if whole else _settled(model, asked, index, start)
+        if score is None:
+            limit = answer_limit(targets[index])
+            begun[place] = Begun(row.input_ids[: row.prompt_length], start, limit, own)
+        else:
+            # Less than the whole score: it is not the reference.
+            marks = {"score": score, "exact": 0.0, "f1": None}
+            found[place] = _noted(asked, index, marks, totals[place], tokens[place], noted[place])
     at_a_time = _ON_A_GPU if model.device.type == "cuda" else _AT_A_TIME
-    texts = complete(model, begun, rows=at_a_time)
-    totals, tokens = losses.total.tolist(), losses.tokens.tolist()
-    return tuple(
-        result_of(asked, index, text, totals[place], tokens[place], noted[place])
-        for place, (index, text) in enumerate(zip(chosen, texts, strict=True))
-    )
+    texts = complete(model, list(begun.values()), rows=at_a_time)
+    for place, text in zip(begun, texts, strict=True):
+        of = totals[place], tokens[place], noted[place]
+        found[place] = result_of(asked, chosen[place], text, *of)
+    return tuple(found[place] for place in range(len(chosen)))
+
+
+def _settled(model: DyLoRAMoE, asked: Questions, index: int, start: Sequence[int]) -> float | None:
+    """The score of an answer that begins so, where that is certain and less than all of it."""
+    example = asked.examples[index]
+    points = settled(example.check, beginning_of(model.base.tokenizer, start), example.completion)
+    return points if points is not None and points < 1 else None
 
 
 def _of_row(gates: Gates | Routing, index: int, device: torch.device) -> Gates:
@@ -195,14 +215,34 @@ def result_of(
         DataError: a reference that its check cannot read.
     """
     example = asked.examples[index]
+    marks = {
+        "score": score(example.check, text, example.completion, example.tests),
+        "exact": exact(text, example.completion),
+        "f1": token_f1(text, example.completion),
+    }
+    return _noted(asked, index, marks, loss, tokens, decision)
+
+
+def _noted(
+    asked: Questions,
+    index: int,
+    marks: Mapping[str, Any],
+    loss: float,
+    tokens: int,
+    decision: Decision,
+) -> RowResult:
     return RowResult(
         skill=asked.skills[index],
-        key=example.key,
-        score=score(example.check, text, example.completion, example.tests),
-        exact=exact(text, example.completion),
-        f1=token_f1(text, example.completion),
+        key=asked.examples[index].key,
         loss=loss,
         tokens=tokens,
         expert=decision[0],
         confidence=decision[1],
+        **marks,
     )
+
+
+def text_losses(rows: Rows, losses: RowLosses) -> tuple[TextLoss, ...]:
+    """What `answer_losses` gave for rows of no skill, row by row."""
+    measured = zip(rows.encoded, losses.total.tolist(), losses.tokens.tolist(), strict=True)
+    return tuple(TextLoss(row.key, loss, tokens) for row, loss, tokens in measured)

@@ -1,8 +1,8 @@
 """The figures of an arm, from what it handed back: accuracy, forgetting, routing, growth, cost.
 
-Knows results alone; knows no model and no goal. Several seeds of an arm are one arm here: a skill
-under a seed is a group of rows of its own, and every interval is over the rows of all of them.
-Accuracies are macro averages, each skill counting the same.
+Knows results alone; knows no model and no goal. Several seeds of an arm are one arm here: an
+interval is over test rows, which are the same rows under every seed that answered them, and over
+seeds. Accuracies are macro averages, each skill counting the same.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def figures(
         seeds=tuple(one.seed for one in results),
         accuracy=average(results, lambda row: row.score),
         exact=average(results, lambda row: row.exact),
-        f1=average(results, lambda row: row.f1),
+        f1=average(results, _whole_f1),
         loss=mean([_loss(rows) for one in results for rows in by_skill(one.last).values()]),
         by_skill={
             skill: mean([row.score for one in results for row in by_skill(one.last)[skill]])
@@ -166,7 +166,7 @@ def backward_transfer(results: ArmResults) -> Interval | None:
         for skill, stage in then.items():
             if stage.after < one.last.after:
                 last = [row for row in one.last.rows if row.skill == skill]
-                pairs += paired(last, stage.rows, lambda row: row.score)
+                pairs += paired(last, stage.rows, lambda row: row.score, one.seed)
     return interval(pairs, "difference") if pairs else None
 
 
@@ -179,13 +179,10 @@ def routing_accuracy(
         results: one a seed.
         wanted: of which skills.
     """
-    rows = [
-        [row for row in one.last.rows if row.expert is not None and wanted(row.skill)]
-        for one in results
-    ]
-    pairs = [
-        pair for some in rows for pair in grouped(some, lambda row: float(row.expert == row.skill))
-    ]
+    pairs: list[Paired] = []
+    for one in results:
+        rows = [row for row in one.last.rows if row.expert is not None and wanted(row.skill)]
+        pairs += grouped(rows, lambda row: float(row.expert == row.skill), one.seed)
     return interval(pairs, "difference") if pairs else None
 
 
@@ -207,6 +204,12 @@ def borders_found(result: ArmResult) -> BordersFound | None:
     return match_borders(
         told["true"], told["detected"], tolerance=told["tolerance"], early=told["early"]
     )
+
+
+def _whole_f1(row: RowResult) -> float:
+    if row.f1 is None:
+        raise ValueError(f"the last answer to a row of {row.skill} was not written to its end")
+    return row.f1
 
 
 def _loss(rows: Sequence[RowResult]) -> float:

@@ -1,7 +1,8 @@
 """Rows of results put side by side: by skill, by arm, with intervals over rows.
 
-Knows results alone. A skill under a seed is a group of rows of its own, and every interval is over
-the rows of all groups; accuracies are macro averages, each group counting the same.
+Knows results alone. Accuracies are macro averages over skills, then over seeds. Every interval is
+over the rows of each skill, the same under every seed that answered them, and over the seeds where
+there are several (`scoring.bootstrap.macro_bootstrap`).
 """
 
 from __future__ import annotations
@@ -20,10 +21,9 @@ ArmResults = Sequence[ArmResult]
 
 
 def average(results: ArmResults, number: Number) -> Interval:
-    """The macro average after the stream, with its interval over rows."""
-    return interval(
-        [row for one in results for row in grouped(one.last.rows, number)], "difference"
-    )
+    """The macro average after the stream, with its interval."""
+    pairs = [pair for one in results for pair in grouped(one.last.rows, number, one.seed)]
+    return interval(pairs, "difference")
 
 
 def compared(
@@ -32,7 +32,8 @@ def compared(
     statistic: str = "ratio",
     number: Number = lambda row: row.score,
 ) -> Interval:
-    """Two arms' macro averages after their streams, divided or subtracted, paired over rows.
+    """Two arms' macro averages after their streams, divided or subtracted, paired over rows
+    and seeds.
 
     Args:
         first, second: of the same seeds; others are left out.
@@ -47,10 +48,44 @@ def compared(
     pairs: list[Paired] = []
     for one in first:
         if one.seed in other:
-            pairs += paired(one.last.rows, other[one.seed].last.rows, number)
+            pairs += paired(one.last.rows, other[one.seed].last.rows, number, one.seed)
     if not pairs:
         raise ValueError(f"{first[0].arm} and {second[0].arm} have no seed in common")
     return interval(pairs, statistic)
+
+
+def neutral_ratio(first: ArmResults, second: ArmResults) -> Interval:
+    """Two arms' token-mean losses on text of no skill, divided, paired over its rows and seeds;
+    without an interval where one has no losses row by row.
+
+    Raises:
+        ValueError: it was not measured, no seed is in both, or their rows are not the same ones.
+    """
+    other = {one.seed: one for one in second}
+    both = [(one, other[one.seed]) for one in first if one.seed in other]
+    if not both or any(not one.base_loss or not two.base_loss for one, two in both):
+        raise ValueError("no loss on text of no skill was measured under a seed of both")
+    if any(not one.neutral or not two.neutral for one, two in both):
+        left, right = (
+            mean([one.base_loss or 0.0 for one in side]) for side in zip(*both, strict=True)
+        )
+        return Interval(left / right, left / right, left / right)
+    pairs = []
+    for one, two in both:
+        rows = {row.key: row for row in two.neutral}
+        if {row.key for row in one.neutral} != set(rows):
+            raise ValueError("the loss on text of no skill is of other rows on either side")
+        pairs.append(
+            Paired(
+                [row.loss / row.tokens for row in one.neutral],
+                [rows[row.key].loss / row.tokens for row in one.neutral],
+                [row.tokens for row in one.neutral],
+                seed=one.seed,
+                skill="none",
+                rows=[row.key for row in one.neutral],
+            )
+        )
+    return interval(pairs, "ratio")
 
 
 def mean(values: Sequence[float]) -> float:
@@ -65,25 +100,37 @@ def by_skill(stage: Stage) -> dict[str, list[RowResult]]:
     return found
 
 
-def grouped(rows: Iterable[RowResult], number: Number) -> list[Paired]:
+def grouped(rows: Iterable[RowResult], number: Number, seed: int) -> list[Paired]:
     """Each skill's numbers against zeros: the interval of one system's macro average."""
-    found: dict[str, list[float]] = {}
+    found: dict[str, dict[str, float]] = {}
     for row in rows:
-        found.setdefault(row.skill, []).append(number(row))
-    return [Paired(values, [0.0] * len(values)) for values in found.values()]
+        found.setdefault(row.skill, {})[row.key] = number(row)
+    return [
+        Paired([*own.values()], [0.0] * len(own), seed=seed, skill=skill, rows=[*own])
+        for skill, own in found.items()
+    ]
 
 
-def paired(first: Sequence[RowResult], second: Sequence[RowResult], number: Number) -> list[Paired]:
+def paired(
+    first: Sequence[RowResult], second: Sequence[RowResult], number: Number, seed: int
+) -> list[Paired]:
     """The numbers of the rows of `first` with those of the same rows in `second`, by skill."""
     other = {(row.skill, row.key): number(row) for row in second}
-    found: dict[str, tuple[list[float], list[float]]] = {}
+    found: dict[str, dict[str, tuple[float, float]]] = {}
     for row in first:
         if (row.skill, row.key) not in other:
             raise ValueError(f"a row of {row.skill} was answered by one side only")
-        left, right = found.setdefault(row.skill, ([], []))
-        left.append(number(row))
-        right.append(other[row.skill, row.key])
-    return [Paired(left, right) for left, right in found.values()]
+        found.setdefault(row.skill, {})[row.key] = number(row), other[row.skill, row.key]
+    return [
+        Paired(
+            [one for one, _ in own.values()],
+            [two for _, two in own.values()],
+            seed=seed,
+            skill=skill,
+            rows=[*own],
+        )
+        for skill, own in found.items()
+    ]
 
 
 def interval(pairs: Sequence[Paired], statistic: str) -> Interval:

@@ -19,10 +19,16 @@ _OURS = ("ours", "ours-logits")
 _ALL_ARMS = (
     "ours", "base", "full-sequential", "sequential-lora", "sequential-replay", "ewc", "o-lora",
     "multi-task", "oracle-bank", "bank-centroid", "bank-l2p", "bank-rls", "bank-router",
-    "bank-linear", "shuffled",
+    "bank-linear", "fixed-router", "fixed-joint", "shuffled",
 )  # fmt: skip
+_VARIANTS = (
+    "o-lora-squared", "ours-cosine-0.85", "ours-cosine-0.75", "ours-cosine-median",
+    "ours-cosine-adaptive", "ours-entropy", "ours-mahalanobis", "ours-gradient-mahalanobis",
+    "ours-projection",
+)  # fmt: skip
+"""Arms that differ from another in one choice: of the preset `full`, or by name."""
 
-ARM_NAMES = (*_ALL_ARMS, "ours-logits")
+ARM_NAMES = (*_ALL_ARMS, "ours-logits", *_VARIANTS)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,9 @@ PRESETS: Mapping[str, Preset] = {
             name="full", skills=(*_SIX, "gsm8k"), rows=1000, batch=120, test_rows=500,
             arms={
                 # On `hard` the pool does not learn anew, so no arm can begin with it there.
-                stream + templated: _ALL_ARMS if stream == "hard" else (*_OURS, *_ALL_ARMS[1:])
+                stream + templated: (
+                    *(_ALL_ARMS if stream == "hard" else (*_OURS, *_ALL_ARMS[1:])), *_VARIANTS
+                )
                 for templated in ("", TEMPLATED)
                 for stream in ("returning", "hard", "blurred", "mixed")
             },

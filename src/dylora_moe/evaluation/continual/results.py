@@ -8,7 +8,7 @@ that is there under the same fingerprint need not be made again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,8 @@ class RowResult:
         key: of the row, as `Example.key`.
         score: 0 to 1, as the row's check says.
         exact: 1 where the answer is the reference, but for white space around it.
-        f1: of the answer's tokens.
+        f1: of the answer's tokens; None where the answer was not written to its end, since its
+            score was certain before, as between the visits of a stream.
         loss: nats summed over the reference's tokens, which are given (teacher forcing).
         tokens: how many these are.
         expert: true skill whose expert has the largest weight, "" for none of them; None where the
@@ -40,7 +41,7 @@ class RowResult:
     key: str
     score: float
     exact: float
-    f1: float
+    f1: float | None
     loss: float
     tokens: int
     expert: str | None = None
@@ -62,6 +63,21 @@ class Stage:
     rows: tuple[RowResult, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class TextLoss:
+    """A row of `Setting.neutral`, text of no skill, after the stream.
+
+    Attributes:
+        key: of the row.
+        loss: nats summed over its second half's tokens.
+        tokens: how many these are.
+    """
+
+    key: str
+    loss: float
+    tokens: int
+
+
 @dataclass(frozen=True)
 class ArmResult:
     """What became of one arm.
@@ -75,8 +91,8 @@ class ArmResult:
         seconds: wall time, training and scoring.
         parameters: of all adapters; 0 for none.
         parameters_in_use: the mean over the test rows of those that answered a row.
-        base_loss: token-mean loss in nats on `Setting.neutral`, text of no skill, after the stream;
-            None where it was not measured.
+        base_loss: token-mean loss in nats on text of no skill; None where it was not measured.
+        neutral: the same row by row; empty where it was not measured.
         details: JSON values that only this arm has.
     """
 
@@ -89,12 +105,18 @@ class ArmResult:
     parameters: int
     parameters_in_use: float
     base_loss: float | None = None
+    neutral: tuple[TextLoss, ...] = ()
     details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def last(self) -> Stage:
         """The stage after the whole stream."""
         return self.stages[-1]
+
+
+def mean_loss(rows: Sequence[TextLoss]) -> float | None:
+    """The token mean in nats; None of no rows."""
+    return sum(row.loss for row in rows) / sum(row.tokens for row in rows) if rows else None
 
 
 def to_json(result: ArmResult, fingerprint: str) -> str:
@@ -126,7 +148,8 @@ def from_json(text: str) -> tuple[ArmResult, str]:
             Stage(stage["after"], stage["skill"], tuple(RowResult(**row) for row in stage["rows"]))
             for stage in body.pop("stages")
         )
-        return ArmResult(stages=stages, **body), fingerprint
+        neutral = tuple(TextLoss(**row) for row in body.pop("neutral", ()))
+        return ArmResult(stages=stages, neutral=neutral, **body), fingerprint
     except (KeyError, TypeError) as error:
         raise ValueError(f"no result of format {FORMAT}: {error}") from None
 

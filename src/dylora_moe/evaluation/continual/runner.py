@@ -20,7 +20,8 @@ from dylora_moe import __version__
 from dylora_moe.config import LearnSettings
 from dylora_moe.errors import ConfigError
 from dylora_moe.evaluation.continual.arms.arm import Arm, Setting
-from dylora_moe.evaluation.continual.arms.ours import shortened
+from dylora_moe.evaluation.continual.arms.ours import Ours
+from dylora_moe.evaluation.continual.arms.shortening import shortened
 from dylora_moe.evaluation.continual.plan import (
     HARD,
     RETURNING,
@@ -47,8 +48,6 @@ ARMS_FOLDER, WORK_FOLDER = "arms", "work"
 OURS = "ours"
 FMT = PromptFormat("plain")
 """How every arm writes prompts."""
-_UNTRAINED = (OURS, "base")
-"""Arms that do not ask how many tokens ours took; all others train on as many."""
 
 
 def run(
@@ -65,13 +64,15 @@ def run(
         All results, in the order of `jobs`.
 
     Raises:
-        ConfigError: an arm that there is not, or visits too small for the pool to cluster.
+        ConfigError: an arm that there is not, visits too small for the pool to cluster, or an arm
+            that is to have as many experts as the pool grew where the pool does not run before it.
         DataError: a folder without what the preset needs.
         DyLoRAError: whatever a base, a row or a training says; what was done before is kept.
     """
     wanted = [job for job in jobs(plan.preset) if _suits(job, arms)]
-    if any(job.arm == OURS for job in wanted):
+    if any(arms[job.arm].kind == "pool" for job in wanted):
         require_enough(plan)
+    _require_size(wanted, arms)
     material: dict[tuple[int, bool], Material] = {}
     ground: Ground | None = None
     found: dict[Job, ArmResult] = {}
@@ -84,7 +85,7 @@ def run(
             material[place] = replace(read, neutral=ground.fitting(read.neutral))
         here, ours = material[place], found.get(Job(job.stream, OURS, job.seed))
         assert ground is not None
-        mark = ground.fingerprint(job, here, ours)
+        mark = ground.fingerprint(job, arms[job.arm], here, ours)
         folders[job] = plan.out / WORK_FOLDER / f"{job.name}-{mark[:10]}"
         path = plan.out / ARMS_FOLDER / f"{job.name}.json"
         tell = partial(say, told, f"[{number}/{len(wanted)}] {job.name}")
@@ -92,13 +93,14 @@ def run(
         if result is not None:
             tell("is there")
         else:
-            result = _shortened(job, found, here.streams[job.stream])
+            result = _shortened(job, arms[job.arm], found, here.streams[job.stream])
             if result is None:
                 began = time.perf_counter()
                 setting = setting_of(plan, job, here, folders[job], tell)
                 setting = replace(
                     setting,
                     ours_tokens=None if ours is None else ours.trained_tokens,
+                    ours_experts=_grown(ours),
                     ours_folder=_learned(folders.get(Job(job.stream, OURS, job.seed)), job),
                 )
                 result = replace(arms[job.arm].run(setting), stream=job.stream)
@@ -112,6 +114,17 @@ def _suits(job: Job, arms: Mapping[str, Arm]) -> bool:
     if job.arm not in arms:
         raise ConfigError(f"no arm '{job.arm}'; choose of {', '.join(arms)}")
     return job.stream.removesuffix(TEMPLATED) in arms[job.arm].streams
+
+
+def _require_size(wanted: Sequence[Job], arms: Mapping[str, Arm]) -> None:
+    before: set[Job] = set()
+    for job in wanted:
+        before.add(job)
+        if arms[job.arm].kind == "sized" and Job(job.stream, OURS, job.seed) not in before:
+            raise ConfigError(
+                f"{job.arm} has as many experts as {OURS} grew on {job.stream}, which does not run "
+                f"before it; give --arms {OURS},{job.arm}"
+            )
 
 
 def setting_of(
@@ -177,22 +190,31 @@ class Ground:
         left_out = {id(row) for row in longer}
         return tuple(row for row in rows if id(row) not in left_out)
 
-    def fingerprint(self, job: Job, material: Material, ours: ArmResult | None) -> str:
-        """Of all that decides a job."""
-        stream = material.streams[job.stream]
+    def fingerprint(self, job: Job, arm: Arm, material: Material, ours: ArmResult | None) -> str:
+        """Of all that decides a job.
+
+        Args:
+            job: the arm on its stream.
+            arm: the same.
+            material: of the job's seed.
+            ours: the pool's result on that stream, which other arms take figures from.
+        """
+        stream, learn = material.streams[job.stream], self._plan.learn
         facts: dict[str, Any] = {
             "arm": job.arm,
             "stream": job.stream,
             "seed": job.seed,
-            "learn": _learning(self._plan.learn),
+            "learn": _learning(arm.learning(learn) if isinstance(arm, Ours) else learn),
             "batches": [[_whole(row) for row in batch] for batch in stream.batches],
             "tests": [[one.name, *(_whole(row) for row in one.test)] for one in material.skills],
             "neutral": [row.key for row in material.neutral],
             "own": self._plan.own_prompts,
             "every_visit": self._plan.preset.answers_each_visit(job.stream),
         }
-        if job.arm not in _UNTRAINED:
+        if arm.kind in ("trained", "sized"):
             facts["tokens"] = None if ours is None else ours.trained_tokens
+        if arm.kind == "sized":
+            facts["experts"] = _grown(ours)
         return self.mark(facts)
 
     def mark(self, facts: Mapping[str, Any]) -> str:
@@ -218,11 +240,20 @@ def _whole(row: Example) -> list[Any]:
     return [row.key, row.check, *row.tests]
 
 
-def _shortened(job: Job, found: Mapping[Job, ArmResult], stream: Stream) -> ArmResult | None:
-    """Ours on hard switches, read off ours on the stream in which a skill returns: that one begins
-    with the very same batches. None where it did not run, or its batches are cut otherwise."""
+def _grown(ours: ArmResult | None) -> int | None:
+    """How many experts the pool has at the end of a stream; None where it did not run."""
+    grown: int | None = None if ours is None else ours.details.get("experts_grown")
+    return grown
+
+
+def _shortened(
+    job: Job, arm: Arm, found: Mapping[Job, ArmResult], stream: Stream
+) -> ArmResult | None:
+    """A pool on hard switches, read off the same on the stream in which a skill returns: that one
+    begins with the very same batches. None where it did not run, or its batches are cut
+    otherwise."""
     longer = found.get(Job(job.stream.replace(HARD, RETURNING), job.arm, job.seed))
-    if job.arm != OURS or longer is None or not job.stream.startswith(HARD):
+    if arm.kind != "pool" or longer is None or not job.stream.startswith(HARD):
         return None
     return shortened(longer, stream, job.stream)
 

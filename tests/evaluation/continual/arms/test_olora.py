@@ -34,6 +34,14 @@ def test_what_overlaps_costs_the_sum_of_absolute_products_with_all_earlier_ones(
     assert found == pytest.approx(0.25 * by_hand, rel=1e-5)
 
 
+def test_the_paper_s_form_is_the_sum_of_squared_products() -> None:
+    earlier, own = [adapter(torch.randn(2, 6))], adapter(torch.randn(2, 6))
+    products = earlier[0]["x.lora_A.weight"] @ own["x.lora_A.weight"].T
+    found = Orthogonality(earlier, own, strength=0.25, squared=True).value().item()
+    assert found == pytest.approx(0.25 * products.square().sum().item(), rel=1e-5)
+    assert Orthogonality([adapter(EYE[:2])], adapter(EYE[2:4]), squared=True).value().item() == 0
+
+
 def test_the_gradient_is_of_the_new_adapter_s_a_alone_and_leads_out_of_the_earlier_subspace() -> (
     None
 ):

@@ -21,7 +21,8 @@ from dylora_moe.evaluation.continual.arms.journal import (
     borders,
     new_for_returning,
 )
-from dylora_moe.evaluation.continual.arms.ours import Ours, shortened
+from dylora_moe.evaluation.continual.arms.ours import Ours
+from dylora_moe.evaluation.continual.arms.shortening import shortened
 from dylora_moe.evaluation.continual.results import ArmResult
 from dylora_moe.evaluation.continual.streams import STREAMS, Stream
 from dylora_moe.foundation.base import load_base
@@ -241,6 +242,24 @@ def test_rows_whose_experts_are_the_same_are_not_answered_again(
         first, second = asked.score({}), asked.score({})
     assert answered == [12, 0]
     assert first == second
+
+
+def test_rows_whose_scores_alone_were_asked_for_are_written_to_their_ends_where_all_is(
+    base_folder: Path, hard: Hard
+) -> None:
+    with Pool.open(hard.folder / "own" / "pool", device="cpu", dtype="fp32") as pool:
+        asked = routed.Asked(pool.live, given(hard.folder, base_folder).test_rows)
+        scores, all_of_it = asked.score({}, whole=False), asked.score({})
+        assert asked.score({}, whole=False) == all_of_it
+    assert [row.score for row in scores.rows] == [row.score for row in all_of_it.rows]
+    assert any(row.f1 is None for row in scores.rows)
+    assert all(row.f1 is not None for row in all_of_it.rows)
+
+
+def test_an_end_that_may_be_read_off_is_written_whole(returned: ArmResult) -> None:
+    whole = [all(row.f1 is not None for row in stage.rows) for stage in returned.stages]
+    # All skills are asked for after the second of three.
+    assert whole[1:] == [True, True, True]
 
 
 def test_the_hard_stream_is_read_off_the_one_with_a_return(hard: Hard, returned: ArmResult) -> None:

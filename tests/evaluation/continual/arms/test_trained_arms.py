@@ -35,7 +35,7 @@ from tests.pools import LETTERS, rows
 __all__ = ["_no_waiting"]
 
 ALL = ("letters", "digits", "signs")
-SEQUENTIAL = ("sequential-lora", "sequential-replay", "ewc", "o-lora")
+SEQUENTIAL = ("sequential-lora", "sequential-replay", "ewc", "o-lora", "o-lora-squared")
 
 
 @dataclass
@@ -46,6 +46,7 @@ class Lessons:
     rows: list[tuple[Example, ...]] = field(default_factory=list)
     epochs: list[float] = field(default_factory=list)
     penalties: list[str | None] = field(default_factory=list)
+    told: list[str] = field(default_factory=list)
     beside: list[tuple[str, ...]] = field(default_factory=list)
 
 
@@ -61,6 +62,7 @@ def lessons(monkeypatch: pytest.MonkeyPatch) -> Lessons:
         noted.rows.append(lesson.rows)
         noted.epochs.append(lesson.epochs)
         noted.penalties.append(None if penalty is None else penalty.name.split()[0])
+        noted.told.append("" if penalty is None else penalty.name)
         noted.beside.append(tuple(beside))
         self.trained_tokens += 1
         return SimpleNamespace(best_loss=1.0)
@@ -93,6 +95,17 @@ def test_the_test_rows_are_answered_at_the_end_alone_where_that_is_asked_for(
     for name in SEQUENTIAL:
         result = ARMS[name].run(setting(tmp_path, every_visit=False))
         assert [stage.after for stage in result.stages] == [3]
+
+
+@pytest.mark.parametrize("name", ["sequential-lora", "o-lora", "full-sequential"])
+def test_answers_are_written_to_their_ends_after_the_last_visit_alone(
+    name: str, lessons: Lessons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FullSequential, "_train", lambda *_: 1.0)
+    stages = ARMS[name].run(setting(tmp_path)).stages
+    # Nobody has learned anything, so no answer is right.
+    assert [any(row.f1 is None for row in stage.rows) for stage in stages] == [True, True, False]
+    assert {row.score for stage in stages for row in stage.rows} == {0.0}
 
 
 def test_replay_adds_a_few_rows_of_every_earlier_visit(lessons: Lessons, tmp_path: Path) -> None:
@@ -137,6 +150,18 @@ def test_o_lora_has_a_new_adapter_for_each_visit_beside_all_earlier_ones(
     assert lessons.penalties == [None, *["orthogonality"] * 3]
     assert result.parameters_in_use == result.parameters
     assert result.parameters % 4 == 0
+
+
+def test_o_lora_s_two_forms_are_two_penalties(lessons: Lessons, tmp_path: Path) -> None:
+    for name in ("o-lora", "o-lora-squared"):
+        result = ARMS[name].run(setting(tmp_path, every_visit=False))
+        assert (result.arm, result.details["squared"]) == (name, name != "o-lora")
+    assert lessons.told[:3] == ["", "orthogonality 0.5 to 1", "orthogonality 0.5 to 2"]
+    assert lessons.told[3:] == [
+        "",
+        "orthogonality 0.5 squared to 1",
+        "orthogonality 0.5 squared to 2",
+    ]
 
 
 def test_o_lora_leaves_earlier_adapters_as_they_were(
@@ -205,7 +230,10 @@ def test_a_result_says_what_was_spent(tmp_path: Path) -> None:
     assert result.trained_tokens > 0
     assert result.seconds > 0
     assert result.parameters == result.parameters_in_use > 0
-    assert result.base_loss is not None
+    assert [row.key for row in result.neutral] == [row.key for row in given.neutral]
+    total = sum(row.loss for row in result.neutral) / sum(row.tokens for row in result.neutral)
+    assert result.base_loss == pytest.approx(total)
+    assert total > 0
     again, _ = from_json(to_json(result, "x"))
     assert again == result
 

@@ -18,8 +18,11 @@ from dylora_moe.evaluation.continual.arms.choosers import (
     linear,
     recursive_least_squares,
 )
+from dylora_moe.evaluation.continual.arms.detectors import DETECTORS
 from dylora_moe.evaluation.continual.arms.ewc import Consolidated
+from dylora_moe.evaluation.continual.arms.fixed import FixedRouter
 from dylora_moe.evaluation.continual.arms.full import FullSequential
+from dylora_moe.evaluation.continual.arms.joint import FixedJoint
 from dylora_moe.evaluation.continual.arms.logits import OursByLogits
 from dylora_moe.evaluation.continual.arms.multi_task import BaseAlone, MultiTask
 from dylora_moe.evaluation.continual.arms.olora import OLora
@@ -36,6 +39,7 @@ _ALL: tuple[Arm, ...] = (
     Sequential("sequential-replay", "the same with 2% of earlier rows mixed in", Replay),
     Sequential("ewc", "the same, held by elastic weight consolidation", Consolidated),
     OLora(),
+    OLora("o-lora-squared", "O-LoRA with its overlaps squared, as its paper has it", squared=True),
     MultiTask(),
     Assigned("oracle-bank", "a LoRA for each skill, chosen by the true id", oracle),
     Chosen("bank-centroid", "the bank with the nearest centroid", centroid),
@@ -43,7 +47,10 @@ _ALL: tuple[Arm, ...] = (
     Chosen("bank-rls", "the bank with recursive least squares", recursive_least_squares),
     OurRouter(),
     Chosen("bank-linear", "the bank with a linear gate trained on all skills at once", linear),
+    FixedRouter(),
+    FixedJoint(),
     OursByLogits(),
+    *DETECTORS,
     Assigned("shuffled", "the bank with its ids shuffled: must fail", derangement),
 )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from dylora_moe.build.making import OWN_PROMPTS
 from dylora_moe.config import LearnSettings
@@ -20,6 +20,10 @@ from dylora_moe.experts.sites import Targets
 from dylora_moe.foundation.base import Base
 from dylora_moe.records import Example
 from dylora_moe.text.template import PromptFormat
+
+ArmKind = Literal["pool", "untrained", "trained", "sized"]
+"""A pool learns the batches as they come; the others are told more: nothing to train, or how many
+tokens the arm `ours` took, or how many experts it grew, too."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,7 @@ class Setting:
         base_name: what it is loaded by.
         device, dtype: of the base; what there is where None.
         fmt: how prompts are written.
-        neutral: rows of no skill of the stream; the loss on them is `ArmResult.base_loss`.
+        neutral: rows of no skill of the stream; the losses on them are `ArmResult.neutral`.
         folder: this arm's own; what is left there may be used to go on after an interruption.
         shared: of all arms, streams and seeds: what lies there is known by all that decided it.
         told: is told of each step in one line.
@@ -48,6 +52,8 @@ class Setting:
         every_visit: answer test rows after each visit, not at the end only.
         ours_tokens: `ArmResult.trained_tokens` of the arm `ours` on this stream, for arms that are
             to have as many; None where it did not run before.
+        ours_experts: how many experts it grew there, for arms that are to have as many; None as
+            above.
         ours_folder: where the arm `ours` learned this very stream, for arms that begin with its
             pool; None where it did not.
     """
@@ -72,6 +78,7 @@ class Setting:
     own_prompts: int = OWN_PROMPTS
     every_visit: bool = True
     ours_tokens: int | None = None
+    ours_experts: int | None = None
     ours_folder: Path | None = None
     device: str | None = None
     dtype: str | None = None
@@ -97,6 +104,11 @@ class Setting:
         known = set(order[: visit + 1]) if self.every_visit else set[str]()
         return tuple(row for row, (skill, _) in enumerate(self.test_rows) if skill in known)
 
+    def whole_after(self, visit: int) -> bool:
+        """Whether answers are written to their ends, counted like `asked_after`: after the last
+        visit, whose figures are of more than scores."""
+        return visit >= len(self.stream.truth.visits)
+
 
 class Arm(Protocol):
     """One way of learning a stream."""
@@ -114,6 +126,11 @@ class Arm(Protocol):
     @property
     def streams(self) -> frozenset[str]:
         """Kinds of streams it can learn."""
+        ...
+
+    @property
+    def kind(self) -> ArmKind:
+        """What it is told."""
         ...
 
     def run(self, setting: Setting) -> ArmResult:

@@ -1,4 +1,5 @@
-"""A bank of LoRAs, one for each true skill, trained once and used by every arm that has them.
+"""A bank of LoRAs, one for each true skill or each group of rows that an arm found, trained once
+and used by every arm that has the same.
 
 An adapter lies in the shared folder under a hash of all that decided it, with what it answered to
 which test row: the arms differ only in which adapter answers which row, so that each (row, adapter)
@@ -60,11 +61,17 @@ class BankedAdapter:
     trained_now: bool
 
 
+Grouping = Callable[[LoraLearner], Mapping[str, tuple[Example, ...]]]
+"""The rows that each adapter of a bank learns, by a name; may look at them with the base."""
+
+
 class Bank:
     """The adapters of a stream's skills on a base of their own.
 
     Args:
         setting: of the arm.
+        grouped: finds the rows of each adapter; the true skills' where None. What is found stands
+            for skills in all that follows.
 
     Attributes:
         learner: the base with all adapters in it.
@@ -72,10 +79,12 @@ class Bank:
         adapters: by skill.
     """
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, grouped: Grouping | None = None) -> None:
         self._setting = setting
         self.learner = LoraLearner(setting)
-        self.rows = rows_by_skill(setting.stream)
+        self.rows = dict(
+            rows_by_skill(setting.stream) if grouped is None else grouped(self.learner)
+        )
         self.adapters = {
             skill: self._adapter(f"expert_{number}", skill)
             for number, skill in enumerate(self.rows, 1)

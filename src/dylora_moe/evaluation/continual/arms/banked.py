@@ -7,7 +7,7 @@ rows. So these arms are told the skills of the training rows, and show what the 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,12 +17,12 @@ from torch import Tensor
 from dylora_moe.build.pool import Pool
 from dylora_moe.errors import DataError
 from dylora_moe.evaluation.continual.answers import Decision, decisions
-from dylora_moe.evaluation.continual.arms.arm import Setting
+from dylora_moe.evaluation.continual.arms.arm import ArmKind, Setting
 from dylora_moe.evaluation.continual.arms.bank import Bank
 from dylora_moe.evaluation.continual.arms.choosers import Choice, Features
 from dylora_moe.evaluation.continual.arms.empty_pool import empty_pool
 from dylora_moe.evaluation.continual.arms.visits import end_of
-from dylora_moe.evaluation.continual.results import ArmResult, Stage
+from dylora_moe.evaluation.continual.results import ArmResult, Stage, mean_loss
 from dylora_moe.evaluation.continual.streams import STREAMS
 from dylora_moe.experts.gates import Gates
 from dylora_moe.foundation.statistics import FeatureStatistics
@@ -47,6 +47,7 @@ class Assigned:
     title: str
     assign: Assignment
     streams: frozenset[str] = _EVERYWHERE
+    kind: ArmKind = "trained"
 
     def run(self, setting: Setting) -> ArmResult:
         """Answers the test rows; text of no skill has no true id, so no loss is measured on it."""
@@ -83,6 +84,7 @@ class Chosen:
     title: str
     choose: Chooser
     streams: frozenset[str] = _EVERYWHERE
+    kind: ArmKind = "trained"
 
     def run(self, setting: Setting) -> ArmResult:
         """Fits the method on the training rows and answers the test rows."""
@@ -104,16 +106,32 @@ class OurRouter:
     name: str = "bank-router"
     title: str = "the bank with this project's router"
     streams: frozenset[str] = _EVERYWHERE
+    kind: ArmKind = "trained"
 
     def run(self, setting: Setting) -> ArmResult:
         """Fits the router on the training rows and answers the test rows."""
         bank = Bank(setting)
-        router = fitted_router(bank, setting, own_features(setting))
-        with torch.no_grad():
-            routing: Routing = router(bank.test_features)
-            foreign: Routing = router(bank.neutral_features)
-        noted = decisions(routing, bank.owners)
-        return _result(self.name, setting, bank, routing, noted, foreign)
+        return by_our_router(self.name, setting, bank, own_features(setting), bank.owners)
+
+
+def by_our_router(
+    name: str, setting: Setting, bank: Bank, own: Tensor, owners: Mapping[str, str]
+) -> ArmResult:
+    """What an arm hands back whose adapters this project's router chooses among.
+
+    Args:
+        name: of the arm.
+        setting: of the arm.
+        bank: the adapters and the rows that the router is fitted on.
+        own: features of what the base writes by itself.
+        owners: true skill of each adapter, by its name in the model, for what is noted.
+    """
+    router = fitted_router(bank, setting, own)
+    with torch.no_grad():
+        routing: Routing = router(bank.test_features)
+        foreign: Routing = router(bank.neutral_features)
+    noted = decisions(routing, owners)
+    return _result(name, setting, bank, routing, noted, foreign)
 
 
 def own_features(setting: Setting) -> Tensor:
@@ -166,9 +184,7 @@ def _result(
 ) -> ArmResult:
     answered = bank.answer(gates, decided)
     after, skill = end_of(setting.stream)
-    base_loss = None
-    if foreign is not None:
-        base_loss = bank.learner.neutral_loss(lambda _: foreign)
+    neutral = () if foreign is None else bank.learner.neutral_losses(lambda _: foreign)
     return ArmResult(
         arm=name,
         stream=setting.stream.kind,
@@ -178,6 +194,7 @@ def _result(
         seconds=bank.seconds,
         parameters=bank.learner.parameters(),
         parameters_in_use=bank.parameters_in_use(gates),
-        base_loss=base_loss,
+        base_loss=mean_loss(neutral),
+        neutral=neutral,
         details={"adapters": {skill: one.folder.name for skill, one in bank.adapters.items()}},
     )

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from dylora_moe.evaluation.continual.answers import answer_rows, questions
-from dylora_moe.evaluation.continual.arms.arm import Setting
+from dylora_moe.evaluation.continual.arms.arm import ArmKind, Setting
 from dylora_moe.evaluation.continual.arms.lora_learner import LoraLearner, sides
 from dylora_moe.evaluation.continual.arms.visits import WITH_BORDERS, visits_of
 from dylora_moe.evaluation.continual.results import ArmResult, RowResult, Stage
@@ -48,6 +48,7 @@ class FullSequential:
     name: str = "full-sequential"
     title: str = "full fine-tuning in sequence"
     streams: frozenset[str] = WITH_BORDERS
+    kind: ArmKind = "trained"
     learning_rate: float = RATE
 
     def run(self, setting: Setting) -> ArmResult:
@@ -65,7 +66,7 @@ class FullSequential:
             # All that reads the weights from here on is read anew: trunk states, too.
             base.model.load_state_dict(model.state_dict())
             if places := setting.asked_after(visit.number):
-                answered = _answered(learner, setting, places)
+                answered = _answered(learner, setting, places, setting.whole_after(visit.number))
                 stages.append(Stage(visit.number, visit.skill, answered))
         all_weights = model.num_parameters()
         told = {"learning_rate": self.learning_rate}
@@ -144,10 +145,10 @@ def trainable(base: Base) -> PreTrainedModel:
 
 
 def _answered(
-    learner: LoraLearner, setting: Setting, places: Sequence[int]
+    learner: LoraLearner, setting: Setting, places: Sequence[int], whole: bool
 ) -> tuple[RowResult, ...]:
     asked = questions(learner.base, setting.fmt, setting.test_rows, setting.folder)
-    return answer_rows(learner.model, asked, _nobody(asked.rows), only=places)
+    return answer_rows(learner.model, asked, _nobody(asked.rows), only=places, whole=whole)
 
 
 def _nobody(rows: Rows) -> Gates:

@@ -19,10 +19,16 @@ from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from dylora_moe.build.pool import Pool
-from dylora_moe.evaluation.continual.answers import Decision, Questions, questions, result_of
-from dylora_moe.evaluation.continual.arms.arm import Setting
+from dylora_moe.evaluation.continual.answers import (
+    Decision,
+    Questions,
+    questions,
+    result_of,
+    text_losses,
+)
+from dylora_moe.evaluation.continual.arms.arm import ArmKind, Setting
 from dylora_moe.evaluation.continual.arms.ours import POOL, Ours
-from dylora_moe.evaluation.continual.results import ArmResult, RowResult
+from dylora_moe.evaluation.continual.results import ArmResult, RowResult, TextLoss, mean_loss
 from dylora_moe.evaluation.continual.streams import STREAMS
 from dylora_moe.experts.gates import Gates
 from dylora_moe.lifecycle.answering import Sampling, generate_batch
@@ -48,6 +54,7 @@ class OursByLogits:
     name: str = "ours-logits"
     title: str = "this project, with the experts' distributions mixed"
     streams: frozenset[str] = frozenset(STREAMS)
+    kind: ArmKind = "pool"
 
     def run(self, setting: Setting) -> ArmResult:
         """Answers the test rows at the end of the stream; what the arm `ours` has learned of it
@@ -59,13 +66,14 @@ class OursByLogits:
         path, device, dtype = setting.folder / POOL, setting.device, setting.dtype
         with Pool.open(path, device=device, dtype=dtype) as pool:
             rows, mixed = _answered(pool.live, setting, learned.last.rows)
-            base_loss = _neutral_loss(pool.live, setting)
+            neutral = _neutral_losses(pool.live, setting)
         return replace(
             learned,
             arm=self.name,
             stages=(replace(learned.last, rows=rows),),
             seconds=learned.seconds + time.perf_counter() - start,
-            base_loss=base_loss,
+            base_loss=mean_loss(neutral),
+            neutral=neutral,
             details={**learned.details, "rows_of_several_experts": mixed},
         )
 
@@ -93,16 +101,16 @@ def _answered(
     return tuple(rows), len(places)
 
 
-def _neutral_loss(live: LivePool, setting: Setting) -> float | None:
+def _neutral_losses(live: LivePool, setting: Setting) -> tuple[TextLoss, ...]:
     if not setting.neutral:
-        return None
+        return ()
     rows = live.encode(setting.neutral)
     routing = row_routing(live.model, rows)
-    found = answer_losses(live.model, rows, gates=routing)
-    total = found.total.clone()
+    found = list(text_losses(rows, answer_losses(live.model, rows, gates=routing)))
     places = mixed_rows(routing)
-    total[places] = torch.tensor(mixture_losses(live.model, rows, routing, places))
-    return float(total.double().sum() / found.tokens.sum())
+    for place, loss in zip(places, mixture_losses(live.model, rows, routing, places), strict=True):
+        found[place] = replace(found[place], loss=loss)
+    return tuple(found)
 
 
 def mixed_rows(gates: Gates | Routing) -> list[int]:

@@ -22,9 +22,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from dylora_moe.evaluation.continual.answers import Questions, encoded, questions
+from dylora_moe.evaluation.continual.answers import Questions, encoded, questions, text_losses
 from dylora_moe.evaluation.continual.arms.arm import Setting
-from dylora_moe.evaluation.continual.results import ArmResult, Stage
+from dylora_moe.evaluation.continual.results import ArmResult, Stage, TextLoss, mean_loss
 from dylora_moe.experts.gates import Gates
 from dylora_moe.experts.manager import ExpertManager
 from dylora_moe.model.dylora_moe import DyLoRAMoE
@@ -159,16 +159,16 @@ class LoraLearner:
         self.trained_tokens += outcome.tokens
         return outcome
 
-    def neutral_loss(self, gates: Callable[[Rows], Gates | Routing]) -> float | None:
-        """Token-mean loss in nats on text of no skill; None where the setting has none.
+    def neutral_losses(self, gates: Callable[[Rows], Gates | Routing]) -> tuple[TextLoss, ...]:
+        """The losses on text of no skill; none where the setting has none.
 
         Args:
             gates: the weights of experts for each of the rows.
         """
         if not self._setting.neutral:
-            return None
+            return ()
         rows = self.encode(self._setting.neutral)
-        return answer_losses(self.model, rows, gates=gates(rows)).mean
+        return text_losses(rows, answer_losses(self.model, rows, gates=gates(rows)))
 
     def result(
         self,
@@ -182,10 +182,10 @@ class LoraLearner:
         Args:
             arm: its name.
             stages: as answered.
-            gates: as of `neutral_loss`.
+            gates: as of `neutral_losses`.
             details: of this arm alone.
         """
-        setting = self._setting
+        setting, neutral = self._setting, self.neutral_losses(gates)
         return ArmResult(
             arm=arm,
             stream=setting.stream.kind,
@@ -195,7 +195,8 @@ class LoraLearner:
             seconds=self.seconds(),
             parameters=self.parameters(),
             parameters_in_use=float(self.parameters()),
-            base_loss=self.neutral_loss(gates),
+            base_loss=mean_loss(neutral),
+            neutral=neutral,
             details=details,
         )
 

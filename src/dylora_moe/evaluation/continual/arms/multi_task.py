@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 
 from dylora_moe.evaluation.continual.answers import answer_rows
-from dylora_moe.evaluation.continual.arms.arm import Setting
+from dylora_moe.evaluation.continual.arms.arm import ArmKind, Setting
 from dylora_moe.evaluation.continual.arms.lora_learner import Lesson, LoraLearner, sides
 from dylora_moe.evaluation.continual.arms.visits import end_of
 from dylora_moe.evaluation.continual.results import ArmResult, Stage
@@ -24,6 +24,7 @@ class BaseAlone:
     name: str = "base"
     title: str = "the base alone"
     streams: frozenset[str] = frozenset(STREAMS)
+    kind: ArmKind = "untrained"
 
     def run(self, setting: Setting) -> ArmResult:
         """Answers the test rows, once: nothing changes over the stream."""
@@ -40,6 +41,7 @@ class MultiTask:
     name: str = "multi-task"
     title: str = "one LoRA on all rows at once, at equal tokens"
     streams: frozenset[str] = frozenset(STREAMS)
+    kind: ArmKind = "trained"
 
     def run(self, setting: Setting) -> ArmResult:
         """Trains on everything and answers the test rows."""

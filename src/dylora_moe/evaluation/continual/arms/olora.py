@@ -3,8 +3,9 @@
 Source: Wang et al. (2023), "Orthogonal Subspace Learning for Language Model Continual Learning"
 (arXiv 2310.14152), eq. 6 to 8: the earlier LoRAs are frozen and take part in the forward pass; the
 loss gets `lambda * sum over i < t of |A_i A_t^T|` (all entries, over all layers), with lambda 0.5,
-as the authors' code has it (their eq. 7 squares the entries). At inference the deltas are added up,
-so that no id of a skill is needed. Borders between the visits are given.
+as the authors' code has it, or, in an arm of its own, of the squared entries, as their eq. 7 has
+it, with the same lambda. At inference the deltas are added up, so that no id of a skill is needed.
+Borders between the visits are given.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from dylora_moe.evaluation.continual.answers import answer_rows
-from dylora_moe.evaluation.continual.arms.arm import Setting
+from dylora_moe.evaluation.continual.arms.arm import ArmKind, Setting
 from dylora_moe.evaluation.continual.arms.lora_learner import Lesson, LoraLearner
 from dylora_moe.evaluation.continual.arms.visits import WITH_BORDERS, visits_of
 from dylora_moe.evaluation.continual.results import ArmResult, Stage
@@ -37,6 +38,7 @@ class Orthogonality:
         earlier: matrices of each earlier adapter, by name; only their `A` are looked at.
         own: of the adapter that learns.
         strength: lambda.
+        squared: each product squared, as the paper has it, not its absolute value.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Orthogonality:
         earlier: Sequence[Mapping[str, Tensor]],
         own: Mapping[str, nn.Parameter],
         strength: float = STRENGTH,
+        squared: bool = False,
     ) -> None:
         self._own = {name: matrix for name, matrix in own.items() if _DOWN in name}
         # One product a layer, however many there are.
@@ -51,12 +54,13 @@ class Orthogonality:
             name: torch.cat([one[name].detach() for one in earlier]) for name in self._own
         }
         self._strength = strength
+        self._size = torch.square if squared else torch.abs
 
     def value(self) -> Tensor:
-        """Lambda times the sum of what every pair of rows has in common, in absolute value as the
-        authors' code takes it (the paper squares); zero where all are orthogonal."""
+        """Lambda times the sum of what every pair of rows has in common; zero where all are
+        orthogonal."""
         parts = [
-            (self._earlier[name] @ matrix.t()).abs().sum() for name, matrix in self._own.items()
+            self._size(self._earlier[name] @ matrix.t()).sum() for name, matrix in self._own.items()
         ]
         return self._strength * torch.stack(parts).sum()
 
@@ -68,7 +72,9 @@ class OLora:
     name: str = "o-lora"
     title: str = "O-LoRA: a LoRA for each visit, orthogonal to the earlier, all summed"
     streams: frozenset[str] = WITH_BORDERS
+    kind: ArmKind = "trained"
     strength: float = STRENGTH
+    squared: bool = False
 
     def run(self, setting: Setting) -> ArmResult:
         """Trains an adapter for each visit on top of the earlier ones."""
@@ -86,9 +92,12 @@ class OLora:
             setting.told(f"visit {visit.number}/{len(visits)}: loss {outcome.best_loss:.3f}")
             if places := setting.asked_after(visit.number):
                 gates = Gates.all_of(names, len(learner.asked))
-                answered = answer_rows(learner.model, learner.asked, gates, only=places)
+                whole = setting.whole_after(visit.number)
+                answered = answer_rows(
+                    learner.model, learner.asked, gates, only=places, whole=whole
+                )
                 stages.append(Stage(visit.number, visit.skill, answered))
-        details = {"visits": told, "lambda": self.strength}
+        details = {"visits": told, "lambda": self.strength, "squared": self.squared}
         return learner.result(
             self.name, stages, lambda rows: Gates.all_of(names, len(rows)), details
         )
@@ -97,5 +106,7 @@ class OLora:
         if not earlier:
             return None
         matrices = [learner.experts.parameters_of(name) for name in earlier]
-        found = Orthogonality(matrices, learner.experts.parameters_of(own), self.strength)
-        return Penalty(f"orthogonality {self.strength:g} to {len(earlier)}", found.value)
+        own_matrices = learner.experts.parameters_of(own)
+        found = Orthogonality(matrices, own_matrices, self.strength, self.squared)
+        how = f"{self.strength:g}{' squared' * self.squared}"
+        return Penalty(f"orthogonality {how} to {len(earlier)}", found.value)

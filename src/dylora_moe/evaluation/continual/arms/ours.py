@@ -14,29 +14,34 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from dylora_moe.build.pool import Pool
+from dylora_moe.config import LearnSettings, NoveltySettings
 from dylora_moe.errors import DataError
-from dylora_moe.evaluation.continual.arms.arm import Setting
+from dylora_moe.evaluation.continual.arms.arm import ArmKind, Setting
 from dylora_moe.evaluation.continual.arms.empty_pool import empty_pool
 from dylora_moe.evaluation.continual.arms.journal import (
     Arrived,
     arrived,
-    borders,
     name_of,
-    new_for_returning,
     true_skills,
 )
 from dylora_moe.evaluation.continual.arms.routed import (
     Asked,
     Scored,
-    neutral_loss,
+    neutral_losses,
     parameters_of,
 )
-from dylora_moe.evaluation.continual.results import ArmResult, RowResult, Stage
+from dylora_moe.evaluation.continual.arms.shortening import growth, neutral_of
+from dylora_moe.evaluation.continual.results import (
+    ArmResult,
+    RowResult,
+    Stage,
+    mean_loss,
+)
 from dylora_moe.evaluation.continual.streams import STREAMS, Stream
 from dylora_moe.evaluation.files import write_whole
 from dylora_moe.evaluation.runs import read_runs
@@ -48,20 +53,33 @@ POOL, _TOLD = "pool", "arrivals.json"
 
 @dataclass(frozen=True)
 class Ours:
-    """The arm."""
+    """The arm.
+
+    Attributes:
+        novelty: what it has otherwise than the run's settings under `novelty`.
+    """
 
     name: str = "ours"
     title: str = "this project: one pool, no ids, no borders"
     streams: frozenset[str] = frozenset(STREAMS)
+    kind: ArmKind = "pool"
+    novelty: Mapping[str, Any] = field(default_factory=dict)
+
+    def learning(self, learn: LearnSettings) -> LearnSettings:
+        """A run's settings as this arm has them."""
+        novelty = NoveltySettings(**(learn.novelty.model_dump() | dict(self.novelty)))
+        return learn.model_copy(update={"novelty": novelty})
 
     def run(self, setting: Setting) -> ArmResult:
         """Learns the stream batch by batch and answers the test rows after each visit."""
         start = time.perf_counter()
+        setting = replace(setting, learn=self.learning(setting.learn))
         with self._pool(setting) as pool:
             learning = _Learning(pool, setting)
             stages = learning.stages()
             result = learning.result(stages)
-        return replace(result, seconds=learning.earlier + time.perf_counter() - start)
+        seconds = learning.earlier + time.perf_counter() - start
+        return replace(result, arm=self.name, seconds=seconds)
 
     def _pool(self, setting: Setting) -> Pool:
         """The pool of the arm's folder: what it has learned so far, or a new one."""
@@ -127,6 +145,7 @@ class _Learning:
             parameters=facts["parameters"],
             parameters_in_use=facts["parameters_in_use"],
             base_loss=facts["base_loss"],
+            neutral=neutral_of(facts),
             details=details,
         )
 
@@ -135,10 +154,12 @@ class _Learning:
         setting, live = self._setting, self._pool.live
         owners = true_owners(live, setting.stream)
         asked = zip(setting.test_rows, scored.none, strict=True)
+        neutral = neutral_losses(live, setting.neutral)
         return {
             "parameters": sum(parameters_of(live, expert) for expert in live.versions),
             "parameters_in_use": scored.in_use,
-            "base_loss": neutral_loss(live, setting.neutral),
+            "base_loss": mean_loss(neutral),
+            "neutral": [asdict(row) for row in neutral],
             "owners": _names(owners),
             "details": {
                 "experts": {live.ref(expert): dict(rows) for expert, rows in owners.items()},
@@ -178,9 +199,11 @@ class _Learning:
             return Stage(after, skill, tuple(RowResult(**row) for row in kept["answered"]))
         start = time.perf_counter()
         owners = true_owners(self._pool.live, self._setting.stream)
-        scored = self._tests.score(_names(owners), self._setting.asked_after(after))
-        # Where all rows were asked, a stream might have ended.
-        if len(scored.rows) == len(self._setting.test_rows):
+        asked = self._setting.asked_after(after)
+        # Where all rows are asked, a stream might have ended.
+        whole = len(asked) == len(self._setting.test_rows)
+        scored = self._tests.score(_names(owners), asked, whole=whole)
+        if whole:
             self._facts[after] = self._told_of(scored)
         seconds = time.perf_counter() - start
         body = {
@@ -217,62 +240,6 @@ def true_owners(live: LivePool, stream: Stream) -> dict[str, Counter[str]]:
             if key in truth:
                 found[record.expert_id][truth[key]] += 1
     return found
-
-
-def growth(stream: Stream, told: Sequence[Arrived], owners: Mapping[str, str]) -> dict[str, Any]:
-    """What the verdicts say of a stream: experts made over it, for skills that returned, and
-    borders; `owners` are the experts' true skills by id."""
-    made = 0
-    grown = []
-    for one in told:
-        made += len(one.made)
-        grown.append(made)
-    return {
-        "grown_after_batch": grown,
-        "waiting": told[-1].waiting if told else 0,
-        "new_for_returning": new_for_returning(stream, told, owners),
-        "borders": borders(stream, told),
-    }
-
-
-def shortened(result: ArmResult, stream: Stream, name: str) -> ArmResult | None:
-    """What ours would have handed back had the stream ended sooner; None where it did not go
-    through the very same batches first, or was not answered there.
-
-    Args:
-        result: on a longer stream.
-        stream: the shorter one.
-        name: its name.
-    """
-    count, visits = len(stream.batches), len(stream.truth.visits)
-    told = [Arrived(**one) for one in result.details["arrivals"]][:count]
-    stages = tuple(stage for stage in result.stages if stage.after <= visits)
-    same = [dict(skills) for skills in true_skills(stream)] == [one.skills for one in told]
-    facts = result.details.get("after", {}).get(str(visits))
-    if not same or not stages or stages[-1].after != visits or result.last is stages[-1]:
-        return None
-    if facts is None:
-        return None
-    share = sum(one.seconds for one in told) / max(
-        1e-9, sum(one["seconds"] for one in result.details["arrivals"])
-    )
-    return replace(
-        result,
-        stream=name,
-        stages=stages,
-        trained_tokens=sum(one.tokens for one in told),
-        seconds=result.seconds * share,
-        parameters=facts["parameters"],
-        parameters_in_use=facts["parameters_in_use"],
-        base_loss=facts["base_loss"],
-        details={
-            **growth(stream, told, facts["owners"]),
-            **facts["details"],
-            "arrivals": [one.to_json() for one in told],
-            "after": {str(visits): facts},
-            "read_off": result.stream,
-        },
-    )
 
 
 def _names(owners: Mapping[str, Counter[str]]) -> dict[str, str]:

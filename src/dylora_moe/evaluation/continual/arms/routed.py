@@ -10,8 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from dylora_moe.errors import DataError
-from dylora_moe.evaluation.continual.answers import Questions, answer_rows, decisions
-from dylora_moe.evaluation.continual.results import RowResult
+from dylora_moe.evaluation.continual.answers import (
+    Questions,
+    answer_rows,
+    decisions,
+    text_losses,
+)
+from dylora_moe.evaluation.continual.results import RowResult, TextLoss
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.records import Example
 from dylora_moe.routing.routing import Routing
@@ -57,12 +62,15 @@ class Asked:
         self._questions: Questions | None = None
         self._known: dict[tuple[str, _Weights], RowResult] = {}
 
-    def score(self, owners: Mapping[str, str], only: Sequence[int] | None = None) -> Scored:
+    def score(
+        self, owners: Mapping[str, str], only: Sequence[int] | None = None, *, whole: bool = True
+    ) -> Scored:
         """Rows as the pool answers them now.
 
         Args:
             owners: the true skill of each expert, by id.
             only: these alone, by index; all where None.
+            whole: as of `answer_rows`.
         """
         live = self._live
         if self._questions is None:
@@ -73,9 +81,10 @@ class Asked:
         weights = _weights(live, routing)
         chosen = list(range(len(weights)) if only is None else only)
         places = [(self._questions.examples[row].key, weights[row]) for row in range(len(weights))]
-        new = [row for row in chosen if places[row] not in self._known]
+        known = {at for at, row in self._known.items() if not whole or row.f1 is not None}
+        new = [row for row in chosen if places[row] not in known]
         gates = None if live.model.passes.per_token else routing
-        found = answer_rows(live.model, self._questions, gates, only=new)
+        found = answer_rows(live.model, self._questions, gates, only=new, whole=whole)
         self._known.update(zip((places[row] for row in new), found, strict=True))
         decided = decisions(routing, owners)
         rows = tuple(
@@ -89,13 +98,13 @@ class Asked:
         return Scored(rows, none, sum(used) / len(used))
 
 
-def neutral_loss(live: LivePool, examples: Sequence[Example]) -> float | None:
-    """The token-mean loss in nats of the pool's own choice on rows of no skill; None without."""
+def neutral_losses(live: LivePool, examples: Sequence[Example]) -> tuple[TextLoss, ...]:
+    """The losses of the pool's own choice on rows of no skill."""
     if not examples:
-        return None
+        return ()
     rows = live.encode(examples)
     gates = None if live.model.passes.per_token else row_routing(live.model, rows)
-    return answer_losses(live.model, rows, gates=gates).mean
+    return text_losses(rows, answer_losses(live.model, rows, gates=gates))
 
 
 def parameters_of(live: LivePool, expert: str) -> int:

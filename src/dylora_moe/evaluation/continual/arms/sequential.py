@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dylora_moe.evaluation.continual.answers import answer_rows
-from dylora_moe.evaluation.continual.arms.arm import Setting
+from dylora_moe.evaluation.continual.arms.arm import ArmKind, Setting
 from dylora_moe.evaluation.continual.arms.lora_learner import Lesson, LoraLearner
 from dylora_moe.evaluation.continual.arms.visits import WITH_BORDERS, VisitRows, visits_of
 from dylora_moe.evaluation.continual.results import ArmResult, Stage
@@ -91,6 +91,7 @@ class Sequential:
     title: str
     memory: Callable[[int], Memory]
     streams: frozenset[str] = WITH_BORDERS
+    kind: ArmKind = "trained"
 
     def run(self, setting: Setting) -> ArmResult:
         """Trains the one adapter on visit after visit and answers the test rows after each."""
@@ -108,7 +109,10 @@ class Sequential:
             setting.told(f"visit {visit.number}/{len(visits)}: loss {outcome.best_loss:.3f}")
             if places := setting.asked_after(visit.number):
                 gates = _one(len(learner.asked))
-                answered = answer_rows(learner.model, learner.asked, gates, only=places)
+                whole = setting.whole_after(visit.number)
+                answered = answer_rows(
+                    learner.model, learner.asked, gates, only=places, whole=whole
+                )
                 stages.append(Stage(visit.number, visit.skill, answered))
         told = {"visits": losses}
         return learner.result(self.name, stages, lambda rows: _one(len(rows)), told)

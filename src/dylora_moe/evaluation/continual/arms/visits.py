@@ -5,6 +5,8 @@ Knows a stream and its truth; trains nothing.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dylora_moe.evaluation.continual.streams import Stream
@@ -45,6 +47,13 @@ def rows_by_skill(stream: Stream) -> dict[str, tuple[Example, ...]]:
     for row, skill in zip(rows, stream.truth.skills, strict=True):
         found.setdefault(skill, []).append(row)
     return {skill: tuple(own) for skill, own in found.items()}
+
+
+def most_of(stream: Stream, rows: Iterable[Example]) -> str | None:
+    """The true skill of most rows, the first of equals; None of no rows."""
+    truth = stream.truth.skill_of
+    found = Counter(truth[row.key] for row in rows)
+    return max(found, key=lambda skill: found[skill], default=None)
 
 
 def end_of(stream: Stream) -> tuple[int, str]:
