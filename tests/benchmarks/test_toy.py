@@ -21,10 +21,12 @@ BENCHMARKS = run_all.scripts()
 NO_BENCHMARKS = {
     "ablations",
     "held_out",
+    "novelty_choices",
     "parts",
     "pieces",
     "real_skills",
     "results_page",
+    "router_choices",
     "router_features",
     "run_all",
     "scoreboard",
