@@ -160,7 +160,7 @@ def document(found: Mapping[str, Any], arguments: argparse.Namespace) -> dict[st
         "which is not wrong; the hard stream is the returning one until a skill returns; times "
         "are of a machine that others used",
         "command": "python benchmarks/novelty_choices.py --data path/to/skills --features "
-        f"features.pt{taken} --seeds {arguments.seeds}",
+        f"features.pt{taken} --rows {arguments.rows} --seeds {arguments.seeds}",
         "date": time.strftime("%Y-%m-%d"),
         "device": "cpu",
         "machine": machine("cpu"),
