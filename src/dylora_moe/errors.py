@@ -19,6 +19,10 @@ class DataError(DyLoRAError):
     """A data file is missing, empty, corrupt or inconsistent; the message carries `file:line`."""
 
 
+class PromptLengthError(DataError):
+    """A prompt leaves no room for an answer in the model's context."""
+
+
 class BaseModelError(DyLoRAError):
     """A base model cannot be found, loaded, or understood (blocks, targets)."""
 
@@ -61,3 +65,19 @@ class MissingExtraError(DyLoRAError):
 
 class LearningInterruptedError(DyLoRAError):
     """The person pressed Ctrl-C; unfinished work is kept in the pool's `runs/`."""
+
+
+class QueueFullError(DyLoRAError):
+    """As many requests wait as may.
+
+    Attributes:
+        seconds: after which it is worth to come again.
+    """
+
+    def __init__(self, message: str, seconds: float) -> None:
+        super().__init__(message)
+        self.seconds = seconds
+
+
+class UnavailableError(DyLoRAError):
+    """The engine takes no requests: it is not ready, is being stopped, or broke down."""

@@ -22,6 +22,7 @@ NO_BENCHMARKS = {
     "ablations",
     "held_out",
     "novelty_choices",
+    "hostile",
     "parts",
     "pieces",
     "real_skills",
@@ -31,6 +32,7 @@ NO_BENCHMARKS = {
     "run_all",
     "scoreboard",
     "screening",
+    "serving",
     "traffic",
 }
 """Scripts that do not go through the harness: they learn a pool, or show results."""
