@@ -9,15 +9,19 @@ import argparse
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ablations_table import table
+from choices_table import novelty_table, router_table
 from page import replaced
 from verdicts import RESULTS
 
 STUDIES = ("ablations.json", "pieces.json", "neighbours.json")
 """Result files of trainings in variants."""
+CHOICES = {"router_choices.json": router_table, "novelty_choices.json": novelty_table}
+"""Result files of choices judged on stored features, with what makes their tables."""
 
 
 def body(page: Path, folder: Path = RESULTS) -> str:
@@ -29,19 +33,21 @@ def body(page: Path, folder: Path = RESULTS) -> str:
     """
     parts = [_embedded(path, page) for path in sorted((folder / "continual").glob("*.md"))]
     parts += [_study(folder / name) for name in STUDIES if (folder / name).exists()]
+    for name, made in CHOICES.items():
+        if (folder / name).exists():
+            found = json.loads((folder / name).read_text(encoding="utf-8"))
+            parts.append(_section(found, made(found["choices"])))
     return "\n\n".join(parts)
 
 
 def _study(path: Path) -> str:
     found = json.loads(path.read_text(encoding="utf-8"))
-    return "\n\n".join(
-        (
-            f"## {found['title']}",
-            f"Compared: {found['compared']}.",
-            f"```bash\n{found['command']}\n```",
-            table(found["runs"]),
-        )
-    )
+    return _section(found, table(found["runs"]))
+
+
+def _section(found: Mapping[str, Any], shown: str) -> str:
+    compared, command = f"Compared: {found['compared']}.", f"```bash\n{found['command']}\n```"
+    return "\n\n".join((f"## {found['title']}", compared, command, shown))
 
 
 def _embedded(path: Path, page: Path) -> str:

@@ -21,11 +21,13 @@ BENCHMARKS = run_all.scripts()
 NO_BENCHMARKS = {
     "ablations",
     "held_out",
+    "novelty_choices",
     "hostile",
     "parts",
     "pieces",
     "real_skills",
     "results_page",
+    "router_choices",
     "router_features",
     "run_all",
     "scoreboard",
