@@ -125,4 +125,4 @@ def test_names_of_hosts_are_read_without_their_ports() -> None:
 
 
 def test_nothing_joins_the_public_paths_by_the_way() -> None:
-    assert PUBLIC == {"/health", "/ready", "/version"}
+    assert {"/health", "/ready", "/version"} == PUBLIC
