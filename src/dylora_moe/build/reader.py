@@ -15,11 +15,12 @@ from dylora_moe.build.asking import Stream
 from dylora_moe.build.opened import OpenedPool
 from dylora_moe.lifecycle import exchange
 from dylora_moe.lifecycle.answering import Sampling, answer
+from dylora_moe.lifecycle.change import Stores
 from dylora_moe.lifecycle.evaluating import Evaluation, evaluate
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.names import find_expert
 from dylora_moe.lifecycle.results import Answer
-from dylora_moe.ports import ArtifactStore, Registry, Run
+from dylora_moe.ports import ArtifactStore, Inbox, JobStore, Registry, Run
 from dylora_moe.records import Event, ExpertVersion, PoolRevision, Turn
 from dylora_moe.storage import pool_folder
 from dylora_moe.text.reading import read_examples
@@ -83,6 +84,21 @@ class PoolReader:
     @property
     def artifacts(self) -> ArtifactStore:
         return self._storage.artifacts
+
+    @property
+    def inbox(self) -> Inbox:
+        """Prompts that no skill claimed."""
+        return self._storage.inbox
+
+    @property
+    def jobs(self) -> JobStore:
+        """What servers of the pool ran."""
+        return self._storage.jobs
+
+    @property
+    def stores(self) -> Stores:
+        """Everything that outlives the process, as a learner takes it."""
+        return self._opened.stores
 
     @property
     def revision(self) -> PoolRevision:
