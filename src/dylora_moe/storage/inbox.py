@@ -18,7 +18,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dylora_moe.errors import ArtifactError, ConfigError, DataError, PoolError
 from dylora_moe.records import Example, InboxEntry, Turn, turns_key
@@ -181,7 +181,7 @@ class FileInbox:
 
 def _leaving(kept: dict[str, _Kept], entries: int, size: int) -> list[str]:
     """Those that were not asked for longest, until the others are few and small enough."""
-    gone = []
+    gone: list[str] = []
     bytes_left = sum(one.size for one in kept.values())
     for name in sorted(kept, key=lambda name: (kept[name].entry.last, name)):
         if len(kept) - len(gone) <= entries and bytes_left <= size:
@@ -236,7 +236,7 @@ def _entry(file: Path) -> InboxEntry:
 
 def _row(example: Example) -> bytes:
     """A row as `text.formats` reads it."""
-    values = {"messages": _turns(example.turns), "check": example.check}
+    values: dict[str, Any] = {"messages": _turns(example.turns), "check": example.check}
     if example.tests:
         values["tests"] = list(example.tests)
     try:
