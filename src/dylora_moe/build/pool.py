@@ -6,11 +6,11 @@ something needs it, so listing or renaming experts is quick.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dylora_moe.build.emptying import emptying_inbox
 from dylora_moe.build.making import OWN_PROMPTS, make_pool
 from dylora_moe.build.reader import PoolReader
 from dylora_moe.build.recipe import make_recipe
@@ -22,7 +22,6 @@ from dylora_moe.lifecycle import exchange, undoing
 from dylora_moe.lifecycle.checking import check_arrivals
 from dylora_moe.lifecycle.learner import Learner
 from dylora_moe.lifecycle.mixed import learn_mixed, plan_mixed
-from dylora_moe.lifecycle.observation import stored_sides
 from dylora_moe.lifecycle.recipe import Order
 from dylora_moe.lifecycle.results import LearnResult, Plan
 from dylora_moe.lifecycle.watch import Silent, Watch
@@ -204,7 +203,7 @@ class Pool(PoolReader):
                     of, _, number = arrival.rpartition("-")
                     if arrival in names or (mixed and of in names and number.isdecimal()):
                         run.remove()
-            with self._emptying_inbox(arrivals):
+            with emptying_inbox(self._opened, arrivals):
                 if mixed:
                     return [one for arrival in arrivals for one in learn_mixed(learner, arrival)]
                 return [learner.add_new_skill(arrival, order) for arrival in arrivals]
@@ -269,16 +268,10 @@ class Pool(PoolReader):
             )
 
     def put_back(self, name: str, version: int) -> PoolRevision:
-        """Puts any version of an expert that was ever in service back into it.
-
-        Raises:
-            PoolError: no such expert, no such version of it, or it is in service.
-        """
+        """Puts any version that was ever in service back; PoolError if there is none, or it is."""
         with self._storage.lock.hold(f"putting v{version} of {name} back"):
-            return undoing.put_back(
-                self._opened.loaded, self._opened.stores, make_recipe(LearnSettings()), name,
-                version,
-            )  # fmt: skip
+            recipe = make_recipe(LearnSettings())
+            return undoing.put_back(self._opened.loaded, self._opened.stores, recipe, name, version)
 
     def remove(self, name: str) -> PoolRevision:
         """Takes an expert and its skills out of the pool; PoolError if there is none."""
@@ -286,18 +279,6 @@ class Pool(PoolReader):
             return undoing.remove_expert(
                 self._opened.loaded, self._opened.stores, make_recipe(LearnSettings()), name
             )
-
-    @contextmanager
-    def _emptying_inbox(self, arrivals: Sequence[Arrival]) -> Iterator[None]:
-        """Afterwards prompts leave the inbox that a skill has learned: of the arrivals, and of what
-        had waited and was learned with them; of earlier arrivals where a later one failed too."""
-        waited = [row for _, rows in self._storage.examples.waiting() for row in rows]
-        try:
-            yield
-        finally:
-            stored = frozenset[str]().union(*stored_sides(self.live))
-            rows = [row for arrival in arrivals for row in arrival.examples] + waited
-            self._storage.inbox.learned([row for row in rows if row.key in stored])
 
     def _learner(self, settings: LearnSettings, watch: Watch | None) -> Learner:
         return Learner(
