@@ -70,6 +70,7 @@ def open_served(
     from dylora_moe.serving.engine.canary import CanaryRule
     from dylora_moe.serving.engine.engine import BatchingEngine
     from dylora_moe.serving.engine.limits import Limits
+    from dylora_moe.serving.engine.novelty import PromptScreen
     from dylora_moe.serving.jobs import Jobs
     from dylora_moe.serving.served import Served
 
@@ -90,7 +91,7 @@ def open_served(
         dtype=dtype,
         limits=limits,
         canary=canary,
-        screening=settings.inbox.enabled,
+        screen_of=PromptScreen.of if settings.inbox.enabled else None,
         on_note=on_note,
     )
     # One of its own, to be read: the engine's belongs to the engine's thread.
