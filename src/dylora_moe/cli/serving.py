@@ -92,7 +92,6 @@ def _serve(
     from dylora_moe.serving.http.app import Stopping, create_app
     from dylora_moe.serving.http.logs import log_event, log_note, write_logs
     from dylora_moe.serving.http.server import Server, bound, url_of
-    from dylora_moe.serving.inbox import InboxBounds, InboxWriter
 
     write_logs(settings.log.file)
     errors: list[str] = []
@@ -109,10 +108,7 @@ def _serve(
         served = opening.open_served(
             asked.pool, settings, device=asked.device, dtype=asked.dtype, on_note=noted
         )
-        if settings.inbox.enabled:
-            asked_of = settings.inbox
-            bounds = InboxBounds(asked_of.entries, asked_of.bytes, asked_of.redact)
-            writers.append(InboxWriter(served.pool.inbox, bounds))
+        writers += _writers(served, settings)
         stopping, url = Stopping(), url_of(listening)
         app = create_app(served, settings, keys, stopping=stopping, groups=managing.routers(served))
         say(f"serving {served.name} at {url}; loading the pool (Ctrl-C ends it)")
@@ -125,11 +121,7 @@ def _serve(
 
         server = Server(app, served.engine, stopping, settings, started)
         server.run(sockets=[listening])
-        if served.jobs is not None:
-            served.jobs.stop()
-        for writer in writers:
-            writer.close()
-        served.pool.close()
+        _put_away(served, writers)
     if not stopping.begun:
         raise UnavailableError(errors[-1] if errors else "the server could not begin")
     if not server.finished:
@@ -138,6 +130,26 @@ def _serve(
             "off; drain_seconds in the settings gives them longer"
         )
     say("stopped; everything that ran was finished")
+
+
+def _writers(served: Served, settings: ServeSettings) -> list[InboxWriter]:
+    """What writes strange prompts down: one, or none where they are not to be kept."""
+    if not settings.inbox.enabled:
+        return []
+    from dylora_moe.serving.inbox import InboxBounds, InboxWriter
+
+    asked = settings.inbox
+    bounds = InboxBounds(asked.entries, asked.bytes, asked.redact)
+    return [InboxWriter(served.pool.inbox, bounds)]
+
+
+def _put_away(served: Served, writers: list[InboxWriter]) -> None:
+    """Ends everything beside the engine, which is drained by now."""
+    if served.jobs is not None:
+        served.jobs.stop()
+    for writer in writers:
+        writer.close()
+    served.pool.close()
 
 
 def hints(name: str, url: str, keyed: bool) -> list[str]:

@@ -1,7 +1,7 @@
 """What is new about given examples: a verdict by the pool that answers, which changes nothing.
 
-Runs in the engine's thread, so it is bounded in rows. Unlike `dylora plan` it leaves out the rows
-that wait in the pool: they may be any number.
+Runs in the engine's thread, so whoever asks bounds the rows. Unlike `dylora plan` it leaves out the
+rows that wait in the pool: they may be any number.
 """
 
 from __future__ import annotations
@@ -17,9 +17,6 @@ from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.observation import observe
 from dylora_moe.lifecycle.representations import compared
 from dylora_moe.records import Arrival, Example, Interval, VerdictName
-
-MOST_ROWS = 128
-"""Examples of one question."""
 
 
 @dataclass(frozen=True, slots=True)

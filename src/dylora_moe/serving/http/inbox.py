@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 
 from dylora_moe.errors import DataError, PoolError
-from dylora_moe.lifecycle.inbox import InboxCluster, prompts_of
 from dylora_moe.records import InboxEntry, Turn
 from dylora_moe.serving.commands import learning
 from dylora_moe.serving.http.errors import bad, internal
@@ -20,9 +20,12 @@ from dylora_moe.serving.http.examples import (
     missing,
 )
 from dylora_moe.serving.http.jobs import jobs_of, submitted
-from dylora_moe.serving.inbox import InboxView
 from dylora_moe.serving.served import Served
 from dylora_moe.text.answers import checked_answers
+
+if TYPE_CHECKING:
+    from dylora_moe.lifecycle.inbox import InboxCluster
+    from dylora_moe.serving.inbox import InboxView
 
 
 class ConfirmBody(Strict):
@@ -38,18 +41,24 @@ class ConfirmBody(Strict):
 def router(served: Served) -> APIRouter:
     """The routes."""
     routes = APIRouter(tags=["inbox"])
-    view = InboxView(served.pool.inbox, served.engine)
+
+    @cache
+    def view() -> InboxView:
+        # What needs the model is loaded with the pool, not with the routes.
+        from dylora_moe.serving.inbox import InboxView
+
+        return InboxView(served.pool.inbox, served.engine)
 
     def find(cluster_id: str) -> InboxCluster:
         try:
-            return view.find(cluster_id)
+            return view().find(cluster_id)
         except PoolError as error:
             raise missing("cluster") if type(error) is PoolError else internal(error) from None
 
     @routes.get("/v1/inbox")
     def list_clusters() -> dict[str, Any]:
         """The clusters, the largest first."""
-        return {"object": "list", "data": [_document(one) for one in view.clusters()]}
+        return {"object": "list", "data": [_document(one) for one in view().clusters()]}
 
     @routes.get("/v1/inbox/{cluster_id}")
     def one_cluster(cluster_id: ShortId) -> dict[str, Any]:
@@ -61,6 +70,8 @@ def router(served: Served) -> APIRouter:
     def confirm(cluster_id: ShortId, body: ConfirmBody) -> dict[str, Any]:
         """Takes answers to its prompts and learns them as a job; the prompts leave the inbox once
         they are learned."""
+        from dylora_moe.lifecycle.inbox import prompts_of
+
         check_overrules(body.into, body.as_new, body.mixed, body.name)
         jobs_of(served)
         found, rows = find(cluster_id), examples_of(body.answers, "answers")

@@ -12,8 +12,9 @@ from pydantic import Field
 from dylora_moe.serving.http.errors import ApiError
 from dylora_moe.serving.http.examples import Strict, examples_of
 from dylora_moe.serving.served import Served
-from dylora_moe.serving.verdicts import MOST_ROWS, skill_verdict
 
+MOST_ROWS = 128
+"""Examples of one question: while it is answered, everybody else waits."""
 AT_ONCE = 2
 """Verdicts that are asked for at a time: each makes every answer wait for a moment."""
 
@@ -33,6 +34,9 @@ def router(served: Served) -> APIRouter:
     async def ask_verdict(body: VerdictBody) -> dict[str, Any]:
         """What is new about the examples: novel, covered, revised, known or unsure. Nothing is
         learned."""
+        # What needs the model is loaded with the pool, not with the routes.
+        from dylora_moe.serving.verdicts import skill_verdict
+
         nonlocal asked
         examples = examples_of(body.examples)
         if asked >= AT_ONCE:
