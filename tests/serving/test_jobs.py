@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dylora_moe.build.pool import Pool
 from dylora_moe.errors import PoolError, QueueFullError
 from dylora_moe.serving import jobs as running
 from dylora_moe.serving.commands import Work, command_line, learning, outcome
@@ -56,7 +57,7 @@ def make(store: RunFolders, tmp_path: Path) -> Iterator[Make]:
         yield made
 
 
-def until(law: Callable[[], bool], seconds: float = 60.0) -> None:
+def until(law: Callable[[], bool], seconds: float = 240.0) -> None:
     end = time.monotonic() + seconds
     while not law():
         assert time.monotonic() < end, "it did not happen"
@@ -162,11 +163,25 @@ def test_commands_are_those_of_the_command_line(tmp_path: Path) -> None:
     assert command_line(work, Path("pool")) == [
         "learn", "pool", str(rows), "--name=x", "--as-new", "--set=expert.rank=2", "--json",
     ]  # fmt: skip
+    assert command_line(work, Path("pool"), ["--dtype=fp32"])[-2:] == ["--dtype=fp32", "--json"]
     assert learning(rows, into="y").arguments == ("--into=y",)
     assert learning(rows, mixed=True).subject == "rows"
     retire = Work("retire", "x", ("expert_1",))
     assert command_line(retire, Path("pool"))[:4] == ["experts", "remove", "pool", "expert_1"]
     assert dylora(["--version"])[-1] == "--version"
+
+
+def test_a_job_is_the_ordinary_command_on_the_pool(taught: Pool) -> None:
+    jobs = Jobs(taught.jobs, taught.path)
+    found = ended(jobs, jobs.submit(Work("retire", "letters", ("expert_1",))))
+    log = (taught.path / "jobs" / found.id / running.LOG).read_text()
+    assert found.state == "done", log
+    assert [expert.alias for expert in taught.experts()] == ["digits"]
+    assert found.result["revision"] == taught.revision.number
+    # What cannot be done says why, as the command does.
+    found = ended(jobs, jobs.submit(Work("promote", "digits", ("expert_2", "7"))))
+    assert (found.state, found.message) == ("failed", "digits has no v7; there are: v1")
+    jobs.stop()
 
 
 def test_progress_is_of_the_newest_run_and_survives_half_a_line(tmp_path: Path) -> None:

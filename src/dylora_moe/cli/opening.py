@@ -97,4 +97,7 @@ def open_served(
     # One of its own, to be read: the engine's belongs to the engine's thread.
     pool = PoolReader.open(path)
     name = settings.name or path.resolve().name
-    return Served(pool, engine, name, Jobs(pool.jobs, pool.path))
+    # What is learned from here is learned on what is answered on.
+    on = {"--device": device, "--dtype": dtype}
+    options = [f"{option}={value}" for option, value in on.items() if value is not None]
+    return Served(pool, engine, name, Jobs(pool.jobs, pool.path, learn_options=options))

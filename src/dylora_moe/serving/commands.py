@@ -60,10 +60,10 @@ def learning(
     return Work("learn", name or into or rows.stem, tuple(options), rows)
 
 
-def command_line(work: Work, pool: Path) -> list[str]:
-    """The words after `dylora`."""
+def command_line(work: Work, pool: Path, learn_options: Sequence[str] = ()) -> list[str]:
+    """The words after `dylora`; `learn_options` are those of whatever is learned."""
     if work.kind == "learn":
-        return ["learn", str(pool), str(work.rows), *work.arguments, "--json"]
+        return ["learn", str(pool), str(work.rows), *work.arguments, *learn_options, "--json"]
     verb = "remove" if work.kind == "retire" else work.kind
     return ["experts", verb, str(pool), *work.arguments, "--json"]
 

@@ -84,6 +84,7 @@ class Jobs:
         store: where they are written down.
         pool: the pool's folder.
         most_waiting: that may be queued.
+        learn_options: of `dylora learn`, for every job that learns: what to compute on.
         command: makes the command line that is run, of the words after `dylora`.
     """
 
@@ -93,10 +94,11 @@ class Jobs:
         pool: Path,
         *,
         most_waiting: int = 8,
+        learn_options: Sequence[str] = (),
         command: Callable[[Sequence[str]], list[str]] = dylora,
     ) -> None:
         self._store, self._pool, self._most_waiting = store, pool, most_waiting
-        self._command = command
+        self._command, self._learn_options = command, tuple(learn_options)
         self._changed = threading.Condition()
         self._waiting: deque[tuple[str, Work]] = deque()
         self._folders: dict[str, JobFolder] = {}
@@ -201,7 +203,7 @@ class Jobs:
     def _process(self, job: Job, work: Work) -> tuple[int, str]:
         """Runs the command to its end; exit code and stdout."""
         folder = self._folders[job.id].path
-        arguments = command_line(work, self._pool)
+        arguments = command_line(work, self._pool, self._learn_options)
         with (folder / OUTPUT).open("wb") as output, (folder / LOG).open("wb") as log:
             process = subprocess.Popen(
                 self._command(arguments),
