@@ -9,6 +9,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
@@ -24,6 +25,7 @@ from dylora_moe.lifecycle import inbox
 from dylora_moe.lifecycle.inbox import InboxRules
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.records import Turn, VerdictName
+from dylora_moe.serving.engine.requests import EngineState
 from dylora_moe.serving.http import managing
 from dylora_moe.serving.http.app import create_app
 from dylora_moe.serving.inbox import InboxBounds, InboxWriter
@@ -54,6 +56,9 @@ class PoolEngine(DoubleEngine):
     def __init__(self, live: LivePool) -> None:
         super().__init__(DoublePool())
         self.live, self.calls = live, 0
+
+    def state(self) -> EngineState:
+        return replace(super().state(), revision=self.live.revision.number)
 
     def call(self, work: Callable[[LivePool], T]) -> Future[T]:
         done: Future[T] = Future()
