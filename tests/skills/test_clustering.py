@@ -11,7 +11,7 @@ from torch import Tensor
 from dylora_moe.errors import ConfigError
 from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.skills import clustering
-from dylora_moe.skills.clustering import clusters, clusters_of, voted
+from dylora_moe.skills.clustering import clusters, clusters_of, directions, medoids, voted
 from dylora_moe.skills.screening import Screened
 
 D = 32
@@ -153,3 +153,13 @@ def test_rows_that_are_the_same_are_one_cluster_however_many_are_asked_for() -> 
 def test_no_rows_and_no_clusters_are_refused(n: int, count: int) -> None:
     with pytest.raises(ConfigError, match="at least one of each"):
         clusters_of(rows(0, n), foreign(), count)
+
+
+def test_medoids_are_the_middle_of_a_cluster_then_what_it_leaves_out() -> None:
+    cluster = torch.cat([rows(0, 30), rows(1, 6)])
+    first, second, third = medoids(cluster, foreign(), 3).tolist()
+    assert first < 30 <= second
+    points = directions(cluster, foreign())
+    assert int((points @ points.T).sum(1).argmax()) == first
+    assert len({first, second, third}) == 3
+    assert medoids(rows(0, 2), foreign(), 5).tolist() in ([0, 1], [1, 0])
