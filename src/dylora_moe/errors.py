@@ -19,6 +19,10 @@ class DataError(DyLoRAError):
     """A data file is missing, empty, corrupt or inconsistent; the message carries `file:line`."""
 
 
+class PromptLengthError(DataError):
+    """A prompt leaves no room for an answer in the model's context."""
+
+
 class BaseModelError(DyLoRAError):
     """A base model cannot be found, loaded, or understood (blocks, targets)."""
 

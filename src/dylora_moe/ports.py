@@ -24,6 +24,10 @@ class Registry(Protocol):
         """The current revision; number 0 (empty) right after `init`."""
         ...
 
+    def current_number(self) -> int:
+        """The number of the current revision, for whoever only asks whether it moved."""
+        ...
+
     def revision(self, number: int) -> PoolRevision: ...
 
     def revisions(self) -> list[PoolRevision]:

@@ -15,6 +15,7 @@ from dylora_moe.foundation.attention import (
     grouped_mask,
     use_grouped_attention,
 )
+from dylora_moe.foundation.cache_name import CACHE
 from tests.model.builders import packed, padded
 from tests.models import FAMILIES, PACKING_FAMILIES, tiny
 
@@ -60,8 +61,8 @@ def test_a_cached_token_equals_the_whole_row(family: str) -> None:
     model = grouped(family)
     ids = padded((9, 9))["input_ids"]
     cache = DynamicCache(config=model.config)
-    model(ids[:, :8], past_key_values=cache, use_cache=True)
-    step = model(ids[:, 8:], past_key_values=cache, use_cache=True).logits[:, -1]
+    model(ids[:, :8], **{CACHE: cache}, use_cache=True)
+    step = model(ids[:, 8:], **{CACHE: cache}, use_cache=True).logits[:, -1]
     assert torch.allclose(step, model(ids, use_cache=False).logits[:, -1], atol=1e-4)
 
 

@@ -11,6 +11,7 @@ from transformers import DynamicCache
 
 from dylora_moe.errors import BaseModelError, RoutingError
 from dylora_moe.experts.gates import Gates
+from dylora_moe.foundation.cache_name import CACHE, cache_of
 from dylora_moe.foundation.trunk import trunk_states
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.model.generation import generate
@@ -169,7 +170,7 @@ def test_a_cached_decode_gives_the_logits_of_reading_it_all_again(
     out = model(ids, **placed(family, mask))
     routing = out.routing if granularity == "sequence" else None
     for _ in range(5):
-        cache, new = out.past_key_values, out.logits[:, -1:].argmax(-1)
+        cache, new = cache_of(out), out.logits[:, -1:].argmax(-1)
         ids, mask = torch.cat([ids, new], 1), torch.cat([mask, torch.ones_like(new)], 1)
         out = model(new, **placed(family, mask, 1), past_key_values=cache, gates=routing)
         whole = model(ids, **placed(family, mask), gates=routing, use_cache=False)
@@ -233,10 +234,10 @@ def test_a_cache_that_is_not_of_the_rows_so_far_is_refused() -> None:
     model = by_token()
     ids, mask = prompts()
     new, longer = ids[:, :1], torch.cat([mask, mask[:, -1:]], 1)
-    pinned = model(ids, attention_mask=mask, expert="expert_0").past_key_values
+    pinned = cache_of(model(ids, attention_mask=mask, expert="expert_0"))
     with pytest.raises(RoutingError, match="holds no running mean"):
         model(new, attention_mask=longer, past_key_values=pinned)
-    cache = model(ids, attention_mask=mask).past_key_values
+    cache = cache_of(model(ids, attention_mask=mask))
     model(new, attention_mask=longer, past_key_values=cache, expert="base")
     with pytest.raises(RoutingError, match="16 positions and the running mean 15"):
         model(new, attention_mask=torch.cat([longer, new], 1), past_key_values=cache)
@@ -250,7 +251,7 @@ def test_what_would_route_wrongly_is_refused() -> None:
     weights = Gates(("expert_0",), torch.ones(3, 4, 1))
     cases: list[tuple[dict[str, Any], str]] = [
         ({"cache_implementation": "static"}, "cache of its own"),
-        ({"past_key_values": DynamicCache()}, "cache of its own"),
+        ({CACHE: DynamicCache()}, "cache of its own"),
         ({"prompt_lookup_num_tokens": 2}, "prompt lookup"),
         ({"gates": weights}, "one row of weights for each prompt"),
     ]
@@ -266,9 +267,9 @@ def test_moving_the_rows_of_a_cache_moves_what_they_are_routed_by() -> None:
     model = by_token()
     ids, mask = prompts()
     order = torch.tensor([2, 2, 0])
-    expected = model(ids[order], attention_mask=mask[order]).past_key_values
+    expected = cache_of(model(ids[order], attention_mask=mask[order]))
     for move in ("reorder_cache", "batch_select_indices"):
-        cache = model(ids, attention_mask=mask).past_key_values
+        cache = cache_of(model(ids, attention_mask=mask))
         assert isinstance(cache, PrefixCache)
         getattr(cache, move)(order)
         assert close(cache.prefix.total, expected.prefix.total)

@@ -9,6 +9,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from dylora_moe.errors import ExpertError, RoutingError
 from dylora_moe.experts.gates import Gates
+from dylora_moe.foundation.cache_name import CACHE, cache_of
 from dylora_moe.foundation.trunk import trunk_states
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.model.loss import IGNORED
@@ -177,7 +178,7 @@ def test_contradictions_are_refused() -> None:
             model(**arguments)
     with pytest.raises(RoutingError, match="switch packing off"):
         model_of("mpt")(**packed())
-    cache = model(**inputs).past_key_values
+    cache = cache_of(model(**inputs))
     with pytest.raises(RoutingError, match="continued cache"):
         model(torch.tensor([[7]] * 3), past_key_values=cache)
     with pytest.raises(ExpertError, match="no expert expert_9"):
@@ -221,5 +222,5 @@ def test_it_tells_the_trainer_its_size_and_cost() -> None:
 def test_routing_is_a_field_beside_the_usual_ones() -> None:
     out = model_of()(**padded())
     names = {field.name for field in dataclasses.fields(out)}
-    assert {"loss", "logits", "past_key_values", "routing", "n_tokens"} <= names
+    assert {"loss", "logits", CACHE, "routing", "n_tokens"} <= names
     assert out["loss"] is out.loss

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dylora_moe.errors import ConfigError, DataError
+from dylora_moe.errors import ConfigError, PromptLengthError
 from dylora_moe.foundation.seeding import seeded
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.lifecycle.live import LivePool
@@ -25,6 +25,7 @@ from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.model.generation import Generation, generate
 from dylora_moe.records import BASE_NAME, Turn
 from dylora_moe.routing.routing import Routing
+from dylora_moe.text.batching import left_padded
 from dylora_moe.text.template import Encoded, encode_prompt, stop_token_id
 
 BATCH_ROWS = 32
@@ -107,7 +108,7 @@ def _batches(lengths: Sequence[int], live: LivePool, sampling: Sampling) -> Iter
         elif lengths[index] < context:
             yield [index]
         else:
-            raise DataError(
+            raise PromptLengthError(
                 f"the prompt is {lengths[index]} tokens long and the base's context {context}, "
                 "which leaves no room for an answer; shorten it"
             )
@@ -129,10 +130,8 @@ def generate_batch(
         arguments: of `model.generation.generate`.
     """
     tokenizer = model.base.tokenizer
-    pad = tokenizer.pad_token_id
-    width = max(len(row) for row in batch)
-    ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in batch])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in batch])
+    ids, mask = left_padded(batch, tokenizer.pad_token_id)
+    width = ids.shape[1]
     context = model.base.context_length
     options: dict[str, Any] = {
         "max_new_tokens": min(sampling.max_new_tokens, (context or sys.maxsize) - width),

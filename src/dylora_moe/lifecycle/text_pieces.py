@@ -33,10 +33,10 @@ def texts_of_rows(
         endings: texts that end an answer and are not part of it.
         on_text: gets that number and a piece, an empty one too.
     """
-    rows = [_RowText(tokenizer, endings) for _ in prompts]
+    rows = [RowText(tokenizer, endings) for _ in prompts]
 
     def take(new: RowTokens) -> None:
-        on_text(prompts[new.row], rows[new.row].take(new))
+        on_text(prompts[new.row], rows[new.row].take(new.tokens, new.ended))
 
     return take
 
@@ -47,10 +47,7 @@ def text_of(
     """The answer that these tokens are, without what ends it."""
     stop = stop_token_id(tokenizer)
     kept = list(itertools.takewhile(lambda token: token != stop, tokens))
-    text = str(tokenizer.decode(kept, skip_special_tokens=True))
-    for ending in endings:
-        text = text.partition(ending)[0]
-    return text
+    return _until(str(tokenizer.decode(kept, skip_special_tokens=True)), endings)
 
 
 def beginning_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
@@ -61,28 +58,50 @@ def beginning_of(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> s
     return text_of(tokenizer, tokens, ()).rstrip(_HALF_A_CHARACTER)
 
 
-class _RowText:
+class RowText:
     """The text of one row: the pieces together are the answer.
 
     Held back is what a later token may still change: half a character, and what may become the
     beginning of a text that ends the answer.
+
+    Args:
+        tokenizer: that the tokens are of.
+        endings: texts that end the answer and are not part of it.
+
+    Attributes:
+        stopped: whether one of the endings has come.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, endings: Sequence[str]) -> None:
         self._tokenizer, self._endings = tokenizer, endings
         self._tokens: list[int] = []
         self._sent = 0
+        self.stopped = False
 
-    def take(self, new: RowTokens) -> str:
-        self._tokens.extend(new.tokens)
-        text = text_of(self._tokenizer, self._tokens, self._endings)
+    def take(self, tokens: Sequence[int], ended: bool) -> str:
+        """What new tokens settle.
+
+        Args:
+            tokens: in their order, the stop token among them.
+            ended: nothing follows.
+        """
+        self._tokens.extend(tokens)
+        whole = text_of(self._tokenizer, self._tokens, ())
+        text = _until(whole, self._endings)
+        self.stopped = self.stopped or len(text) < len(whole)
         settled = len(text)
-        if not new.ended:
+        if not (ended or self.stopped):
             text = text.rstrip(_HALF_A_CHARACTER)
             settled = len(text) - max((_overlap(text, e) for e in self._endings), default=0)
         piece = text[self._sent : settled]
         self._sent = max(self._sent, settled)
         return piece
+
+
+def _until(text: str, endings: Sequence[str]) -> str:
+    for ending in endings:
+        text = text.partition(ending)[0]
+    return text
 
 
 def _overlap(text: str, ending: str) -> int:

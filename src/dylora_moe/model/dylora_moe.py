@@ -19,6 +19,7 @@ from dylora_moe.experts.gates import Gates
 from dylora_moe.experts.manager import ExpertManager
 from dylora_moe.foundation.anatomy import blocks
 from dylora_moe.foundation.base import Base
+from dylora_moe.foundation.cache_name import cache_of, with_cache
 from dylora_moe.foundation.lean import gated_mlp
 from dylora_moe.foundation.tap import TapReader
 from dylora_moe.foundation.trunk import TrunkBatch, replay
@@ -117,7 +118,8 @@ class DyLoRAMoE(TrainedModel):
             input_ids = self._stand_ins(trunk)
         if labels is not None or segment_ids is not None or trunk is not None or self._recomputes:
             use_cache = False
-        inputs = dict(kwargs, input_ids=input_ids, attention_mask=attention_mask)
+        inputs = with_cache(kwargs, cache_of(kwargs))
+        inputs |= {"input_ids": input_ids, "attention_mask": attention_mask}
         inputs |= {"position_ids": position_ids, "use_cache": use_cache}
         chosen = gates is not None or expert is not None or self.experts.pinned is not None
         if self.passes.per_token and not chosen:

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 
 from dylora_moe.errors import RoutingError
 from dylora_moe.experts.gates import Gates
+from dylora_moe.foundation.cache_name import CACHE, cache_of
 from dylora_moe.foundation.tap import Hiddens, pool_features
 from dylora_moe.model.dylora_moe import DyLoRAMoE
 from dylora_moe.model.passes import check_one_choice, gates_of
@@ -178,7 +179,7 @@ class _ByToken:
         self._steps: list[Routing] = []
         self._cache: PrefixCache | None = None
         if _wished(model, options, "use_cache") is not False:
-            options["past_key_values"] = self._cache = PrefixCache(model.config)
+            options[CACHE] = self._cache = PrefixCache(model.config)
 
     def at_the_tap(self, hiddens: Hiddens) -> None:
         passes, (rows, seq) = self._model.passes, hiddens[0].shape[:2]
@@ -242,10 +243,10 @@ def _check(
 def _check_cache(model: DyLoRAMoE, options: Mapping[str, Any]) -> None:
     # transformers takes "hybrid" for no wish at all.
     kind = _wished(model, options, "cache_implementation")
-    if kind not in (None, "hybrid") or options.get("past_key_values") is not None:
+    if kind not in (None, "hybrid") or cache_of(options) is not None:
         raise RoutingError(
             "routing token by token carries its running mean in a cache of its own; leave "
-            "cache_implementation and past_key_values out"
+            "cache_implementation and the cache out"
         )
     looks_up = _wished(model, options, "prompt_lookup_num_tokens")
     if options.get("assistant_model") is not None or looks_up:

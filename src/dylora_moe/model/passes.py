@@ -18,6 +18,7 @@ from dylora_moe.errors import RoutingError
 from dylora_moe.experts.gates import Gates
 from dylora_moe.experts.manager import ExpertManager
 from dylora_moe.foundation.base import Base
+from dylora_moe.foundation.cache_name import cache_of
 from dylora_moe.foundation.tap import Hiddens, TapReader, pool_features, running_features
 from dylora_moe.foundation.trunk import TrunkBatch
 from dylora_moe.model.prefix_cache import PrefixCache
@@ -61,7 +62,7 @@ def prompt_mask_of(
             "labels without prompt_mask: routing must not see the answers; pass the mask that "
             "text.batching makes, or name the expert"
         )
-    cache = inputs.get("past_key_values")
+    cache = cache_of(inputs)
     if cache is not None and cache.get_seq_length() > 0:
         raise RoutingError(
             "a continued cache holds no prompt to route by; pass gates=output.routing of the "
@@ -245,7 +246,7 @@ class Passes:
     ) -> Iterator[list[Routing]]:
         """Routing of every token on the way; a cache in the inputs carries what it goes by."""
         routings: list[Routing] = []
-        cache = inputs.get("past_key_values")
+        cache = cache_of(inputs)
 
         def at_the_tap(hiddens: Hiddens) -> None:
             mask = token_mask_of(inputs.get("attention_mask"), hiddens[0])

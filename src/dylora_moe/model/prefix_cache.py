@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 
 from dylora_moe.errors import RoutingError
+from dylora_moe.foundation.cache_name import cache_of, with_cache
 from dylora_moe.foundation.tap import Hiddens, Prefix, running_features
 
 
@@ -107,14 +108,14 @@ def with_prefix_cache(inputs: Mapping[str, Any], config: PreTrainedConfig) -> di
     Raises:
         RoutingError: they bring a cache of another kind.
     """
-    cache, use = inputs.get("past_key_values"), inputs.get("use_cache")
+    cache, use = cache_of(inputs), inputs.get("use_cache")
     if cache is not None and not isinstance(cache, PrefixCache):
         raise RoutingError(
             f"a {type(cache).__name__} holds no running mean, which routing token by token goes on "
-            "from; pass the past_key_values of a pass that routed, or a PrefixCache"
+            "from; pass the cache of a pass that routed, or a PrefixCache"
         )
     if use is None:
         use = getattr(config.get_text_config(decoder=True), "use_cache", False)
     if cache is None and use:
         cache = PrefixCache(config)
-    return {**inputs, "past_key_values": cache}
+    return with_cache(inputs, cache)

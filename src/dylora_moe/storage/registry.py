@@ -94,6 +94,11 @@ class SqlRegistry:
         with self.database.read() as connection:
             return self._revision(connection, _current_number(connection))
 
+    def current_number(self) -> int:
+        """The number of the current revision, for whoever only asks whether it moved."""
+        with self.database.read() as connection:
+            return _current_number(connection)
+
     def revision(self, number: int) -> PoolRevision:
         """Any revision; PoolError if there is none with this number."""
         with self.database.read() as connection:

@@ -130,6 +130,16 @@ def padding_fraction(batch: Batch) -> float:
     return 0.0 if mask is None else 1 - float(mask.sum()) / mask.numel()
 
 
+def left_padded(
+    prompts: Sequence[Sequence[int]], pad_id: int
+) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+    """Prompts to be continued, padded on the left to the longest, and 0 on that padding."""
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in prompts])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
+    return ids, mask
+
+
 def collate(encoded: Sequence[Encoded], pad_id: int) -> Batch:
     """One row an example, padded on the right to the longest."""
     shape = (len(encoded), max(len(row) for row in encoded))

@@ -62,6 +62,13 @@ class Request:
     id: str = ""
     screened: bool = True
 
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """What was asked, as turns; none where it came as token ids."""
+        if isinstance(self.prompt, str):
+            return (Turn("user", self.prompt),)
+        return tuple(one for one in self.prompt if isinstance(one, Turn))
+
     def __post_init__(self) -> None:
         if self.max_tokens is not None and self.max_tokens < 1:
             raise ConfigError(f"max_tokens is {self.max_tokens}; give at least 1")

@@ -1,0 +1,47 @@
+"""Routes that answer: `/v1/chat/completions` and `/v1/completions`."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from dylora_moe.serving.http.answers import Answers
+from dylora_moe.serving.http.asking import Asking
+from dylora_moe.serving.http.bodies import ChatBody, CompletionBody
+from dylora_moe.serving.http.forms import ChatForm, CompletionForm
+from dylora_moe.serving.http.journal import request_id
+from dylora_moe.serving.http.metrics import Metrics
+from dylora_moe.serving.http.responses import Reply
+from dylora_moe.serving.served import Served
+
+
+def router(
+    served: Served, asking: Asking, metrics: Metrics, log_prompts: bool = False
+) -> APIRouter:
+    """The routes.
+
+    Args:
+        asking: how requests are read.
+        metrics: told of every answer.
+        log_prompts: whether prompts and answers go into the log.
+    """
+    routes = APIRouter(tags=["answers"])
+
+    @routes.post("/v1/chat/completions")
+    async def chat_completions(body: ChatBody, request: Request) -> Response:
+        """Answers a conversation."""
+        requests = asking.chat(body, request_id(request.scope))
+        answers = Answers(served.engine, requests, metrics)
+        form = ChatForm(bool(body.logprobs))
+        return await Reply(request, body, answers, form, log_prompts).response()
+
+    @routes.post("/v1/completions")
+    async def completions(body: CompletionBody, request: Request) -> Response:
+        """Goes on with a text."""
+        requests = asking.completions(body, request_id(request.scope))
+        answers = Answers(served.engine, requests, metrics)
+        echoed = [str(each.prompt) for each in requests] if body.echo else None
+        form = CompletionForm(body.logprobs is not None, echoed)
+        return await Reply(request, body, answers, form, log_prompts).response()
+
+    return routes

@@ -1,0 +1,136 @@
+"""What a request may be: its size while it comes in, its depth, and how long it may take to come.
+
+Reads the whole body before the application sees anything, so that what is too large, too deep or
+too slow never gets there. Knows bytes; knows no routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from dylora_moe.serving.http.errors import ApiError, ErrorResponse, bad
+
+# To the end of the body where a text is not closed: else each quote would be tried anew.
+_TEXT = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)', re.DOTALL)
+_NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+
+
+class _HungUpError(Exception):
+    """The client is gone before it had said all."""
+
+
+class StalledError(OSError):
+    """The client takes nothing any more."""
+
+
+class Limits:
+    """Middleware: bounds of every request.
+
+    Args:
+        app: what comes after.
+        body_bytes: of a request.
+        nesting: depth of its JSON.
+        seconds: that a body may take to arrive, and a client to take a piece of an answer.
+        requests: that may be open at once.
+    """
+
+    def __init__(
+        self, app: ASGIApp, body_bytes: int, nesting: int, seconds: float, requests: int
+    ) -> None:
+        self._app, self._body_bytes, self._nesting = app, body_bytes, nesting
+        self._seconds, self._requests = seconds, requests
+        self._open = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        if self._open >= self._requests:
+            message = f"{self._requests} requests are open, as many as may; come again in a moment"
+            await ErrorResponse(ApiError(429, message, headers={"retry-after": "1"}))(
+                scope, receive, send
+            )
+            return
+        self._open += 1
+        try:
+            await self._bounded(scope, receive, send)
+        finally:
+            self._open -= 1
+
+    async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await asyncio.wait_for(self._read(Headers(scope=scope), receive), self._seconds)
+            if depth_over(body, self._nesting):
+                message = f"the body's JSON is nested deeper than {self._nesting}"
+                raise bad(message, None, "nesting_too_deep")
+        except _HungUpError:
+            return
+        except TimeoutError:
+            message = f"the body took longer than {self._seconds:g} s"
+            refused = ApiError(408, message, headers={"connection": "close"})
+            await ErrorResponse(refused)(scope, receive, send)
+            return
+        except ApiError as error:
+            error.headers.setdefault("connection", "close")
+            await ErrorResponse(error)(scope, receive, send)
+            return
+        await self._app(scope, _again(body, receive), self._patient(send))
+
+    async def _read(self, headers: Headers, receive: Receive) -> bytes:
+        length = headers.get("content-length", "0")
+        if length.isdigit() and int(length[:20]) > self._body_bytes:
+            raise self._too_large()
+        pieces, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                raise _HungUpError
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            # What says no length, or a wrong one, is counted as it comes.
+            if size > self._body_bytes:
+                raise self._too_large()
+            if not message.get("more_body", False):
+                return b"".join(pieces)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body is larger than {self._body_bytes} bytes")
+
+    def _patient(self, send: Send) -> Send:
+        """Gives up on a client that takes nothing."""
+
+        async def sent(message: Message) -> None:
+            try:
+                await asyncio.wait_for(send(message), self._seconds)
+            except TimeoutError:
+                raise StalledError(f"nothing was taken for {self._seconds:g} s") from None
+
+        return sent
+
+
+def depth_over(body: bytes, limit: int) -> bool:
+    """Whether brackets outside of texts are nested deeper than the limit."""
+    depth = 0
+    for bracket in _TEXT.sub(b"", body).translate(None, _NO_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > limit:
+            return True
+    return False
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """The body that was read, and after it whatever comes."""
+    given = False
+
+    async def received() -> Message:
+        nonlocal given
+        if given:
+            return await receive()
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return received
