@@ -1,4 +1,4 @@
-"""An engine that has a pool in memory for what needs the model, and whose answers are a double's."""
+"""An engine with a pool in memory for what needs the model; its answers are the double's."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 
 from dylora_moe.build.reader import PoolReader
 from dylora_moe.lifecycle.scorecard import Scorecard
@@ -112,10 +113,11 @@ class Scores:
 
 def overview(pool: PoolReader, name: str) -> Overview:
     """Reads the current revision."""
-    revision, meta = pool.revision, pool.meta
+    revision, meta, base = pool.revision, pool.meta, str(pool.meta["base"])
     return Overview(
         name=name,
-        base=str(meta["base"]),
+        # Of a folder or a file its name: where it lies is nobody's business.
+        base=PurePath(base).name if PurePath(base).is_absolute() else base,
         format=str(meta["format"]),
         tap=int(meta["tap"]),
         revision=revision.number,

@@ -2,7 +2,7 @@
 
 import { ask } from "./api.js";
 import { offerModels, startAsking } from "./ask.js";
-import { byId, el, put, since, table } from "./dom.js";
+import { byId, el, put, since } from "./dom.js";
 import { showExperts, showTiles } from "./experts.js";
 import { lookAtInbox } from "./inbox.js";
 import { lookAtRuns, startRuns } from "./runs.js";
@@ -55,9 +55,9 @@ function showStatus(now) {
 }
 
 async function lookAtEvents() {
-  const found = await ask("/v1/pool/events?limit=30");
-  const rows = found.map((event) => [event.kind, event.message || "–", since(event.created_at)]);
-  put(byId("events-body"), rows.length ? table("Events", ["event", "what", "age"], rows, "stacked events")
+  const found = await ask("/v1/pool/events?limit=15");
+  put(byId("events-body"), found.length ? el("ol", { class: "events" }, found.map((event) => el("li", {},
+    el("b", {}, event.kind), el("span", {}, event.message), since(event.created_at))))
     : el("p", { class: "soft" }, "Nothing has happened yet."));
 }
 
