@@ -21,6 +21,7 @@ BENCHMARKS = run_all.scripts()
 NO_BENCHMARKS = {
     "ablations",
     "held_out",
+    "hostile",
     "parts",
     "pieces",
     "real_skills",

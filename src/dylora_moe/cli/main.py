@@ -27,6 +27,7 @@ from dylora_moe.cli.learning import learn, plan
 from dylora_moe.cli.output import Output
 from dylora_moe.cli.pools import init
 from dylora_moe.cli.reporting import report
+from dylora_moe.cli.serving import serve
 from dylora_moe.cli.tuning import tune
 
 app = typer.Typer(
@@ -45,6 +46,7 @@ app.command()(tune)
 app.command("eval")(evaluate)
 app.command()(generate)
 app.command()(chat)
+app.command()(serve)
 app.add_typer(experts.app, name="experts")
 app.command()(report)
 app.command()(doctor)

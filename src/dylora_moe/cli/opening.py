@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dylora_moe.build.inspection import Inspection
     from dylora_moe.build.pool import Pool
+    from dylora_moe.serving.engine.notes import OnNote
+    from dylora_moe.serving.served import Served
+    from dylora_moe.serving.settings import ServeSettings
 
 
 def create_pool(path: Path, **options: Any) -> Pool:
@@ -45,3 +48,48 @@ def inspect_pool(path: Path) -> Inspection:
     from dylora_moe.build.inspection import inspect_pool as inspect
 
     return inspect(path)
+
+
+def open_served(
+    path: Path,
+    settings: ServeSettings,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    on_note: OnNote,
+) -> Served:
+    """The pool in this folder with an engine that begins to load it.
+
+    Args:
+        on_note: told what the engine tells.
+
+    Raises:
+        PoolError: no pool there.
+    """
+    from dylora_moe.build.reader import PoolReader
+    from dylora_moe.serving.engine.canary import CanaryRule
+    from dylora_moe.serving.engine.engine import BatchingEngine
+    from dylora_moe.serving.engine.limits import Limits
+    from dylora_moe.serving.served import Served
+
+    asked, tried = settings.engine, settings.canary
+    limits = Limits(
+        rows=asked.rows,
+        tokens=asked.tokens,
+        waiting=asked.queue,
+        prompt_tokens=asked.prompt_tokens,
+        answer_tokens=settings.limits.max_tokens,
+    )
+    canary = None
+    if tried.share:
+        canary = CanaryRule(tried.share, tried.answers, tried.tolerance, tried.errors)
+    engine = BatchingEngine.open(
+        path,
+        device=device,
+        dtype=dtype,
+        limits=limits,
+        canary=canary,
+        on_note=on_note,
+    )
+    # One of its own, to be read: the engine's belongs to the engine's thread.
+    return Served(PoolReader.open(path), engine, settings.name or path.resolve().name)

@@ -45,8 +45,9 @@ class EngineSettings(Settings):
     """How many requests are answered at once."""
 
     rows: int = Field(default=16, ge=1, description="answers that are written at once")
-    tokens: int = Field(default=65536, ge=256, description="of all of them, in the KV cache")
-    queue: int = Field(default=64, ge=0, description="answers that may wait for their turn")
+    tokens: int = Field(default=32768, ge=64, description="of all of them, in the KV cache")
+    prompt_tokens: int = Field(default=2048, ge=1, description="read between two steps")
+    queue: int = Field(default=256, ge=1, description="answers that may wait for their turn")
 
 
 class InboxSettings(Settings):
@@ -74,9 +75,9 @@ class CanarySettings(Settings):
     """How a new version is tried on a part of the traffic before it gets all of it."""
 
     share: float = Field(default=0.0, ge=0, lt=1, description="0: a new version serves at once")
-    requests: int = Field(default=50, ge=1, description="answers before it is judged")
+    answers: int = Field(default=50, ge=1, description="of it, from which on it passes")
     tolerance: float = Field(default=0.02, ge=0, description="relative rise of the skill's loss")
-    error_rate: float = Field(default=0.05, ge=0, lt=1, description="share of failed answers")
+    errors: int = Field(default=3, ge=1, description="from which on it may fail")
 
 
 class LogSettings(Settings):

@@ -134,7 +134,7 @@ def choice_of(model: str, pool: str) -> Choice:
     if model == pool:
         return Choice()
     alias, at, version = model.rpartition("@")
-    if at and version.isascii() and version.isdigit() and len(version) < 10:
+    if alias and at and version.isascii() and version.isdigit() and len(version) < 10:
         return Choice(alias, int(version))
     return Choice(model)
 

@@ -118,7 +118,7 @@ def internal(error: BaseException | str) -> ApiError:
 
 
 def install(app: FastAPI) -> None:
-    """Makes every error of the app one of these."""
+    """Makes every error of the app one of these; what nobody expects is the journal's."""
 
     @app.exception_handler(ApiError)
     async def _own(request: Request, error: ApiError) -> ErrorResponse:
@@ -139,10 +139,6 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> ErrorResponse:
         return ErrorResponse(validation(error))
-
-    @app.exception_handler(Exception)
-    async def _unexpected(request: Request, error: Exception) -> ErrorResponse:
-        return ErrorResponse(internal(error))
 
 
 def validation(error: RequestValidationError) -> ApiError:

@@ -36,18 +36,28 @@ class Limits:
         nesting: depth of its JSON.
         seconds: that a body may take to arrive, and a client to take a piece of an answer.
         requests: that may be open at once.
+        watching: paths that do not count: whoever watches must see a server that is full.
     """
 
     def __init__(
-        self, app: ASGIApp, body_bytes: int, nesting: int, seconds: float, requests: int
+        self,
+        app: ASGIApp,
+        body_bytes: int,
+        nesting: int,
+        seconds: float,
+        requests: int,
+        watching: frozenset[str] = frozenset({"/health", "/ready", "/metrics"}),
     ) -> None:
         self._app, self._body_bytes, self._nesting = app, body_bytes, nesting
-        self._seconds, self._requests = seconds, requests
+        self._seconds, self._requests, self._watching = seconds, requests, watching
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
+            return
+        if scope["path"] in self._watching:
+            await self._bounded(scope, receive, send)
             return
         if self._open >= self._requests:
             message = f"{self._requests} requests are open, as many as may; come again in a moment"

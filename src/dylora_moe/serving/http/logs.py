@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
 
+from dylora_moe.serving.engine.notes import Note
+
 LOGGER = logging.getLogger("dylora_moe.serving")
 
 
@@ -53,6 +55,13 @@ def log_failure(error: BaseException | str) -> str:
     return number
 
 
+def log_note(note: Note) -> None:
+    """Says what the engine told; of a strange prompt no word, only that there was one."""
+    level = logging.ERROR if note.kind == "error" else logging.INFO
+    name = f"engine_{note.kind.replace(' ', '_')}"
+    log_event(name, level, message=note.message, numbers=dict(note.numbers))
+
+
 def write_logs(file: Path | None, stream: TextIO | None = None) -> None:
     """Sends the lines to a file, or to stderr; called once by the command.
 
@@ -65,6 +74,7 @@ def write_logs(file: Path | None, stream: TextIO | None = None) -> None:
     else:
         handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines())
-    LOGGER.handlers[:] = [handler]
-    LOGGER.setLevel(logging.INFO)
-    LOGGER.propagate = False
+    for logger, level in ((LOGGER, logging.INFO), (logging.getLogger("uvicorn"), logging.WARNING)):
+        logger.handlers[:] = [handler]
+        logger.setLevel(level)
+        logger.propagate = False

@@ -53,20 +53,24 @@ class Watcher:
     def begin(self) -> None:
         """Takes what is there for known."""
         pool = self._served.pool
-        self._revision = pool.registry.revision(self._served.engine.state().revision)
+        state = self._served.engine.state()
+        # While the pool is loaded, nothing is answered by any revision.
+        self._revision = pool.registry.revision(state.revision) if state.ready else None
         self._last = next(iter(pool.registry.events(limit=1)), None)
 
     def look(self) -> None:
         """Tells what is new since the last look."""
         pool = self._served.pool
-        number = self._served.engine.state().revision
-        if self._revision is not None and number != self._revision.number:
-            found = pool.registry.revision(number)
-            _tell_change(self._revision, found)
+        state = self._served.engine.state()
+        known = None if self._revision is None else self._revision.number
+        if state.ready and state.revision != known:
+            found = pool.registry.revision(state.revision)
+            if self._revision is not None:
+                _tell_change(self._revision, found)
             self._revision = found
         recent = pool.registry.events(limit=RECENT)
-        known = recent.index(self._last) + 1 if self._last in recent else 0
-        for event in recent[known:]:
+        seen = recent.index(self._last) + 1 if self._last in recent else 0
+        for event in recent[seen:]:
             _tell_event(event)
         self._last = recent[-1] if recent else None
 

@@ -1,0 +1,153 @@
+"""`dylora serve`: a pool as a service, until a signal ends it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dylora_moe.cli import opening
+from dylora_moe.cli.options import Device, Dtype, PoolFolder
+from dylora_moe.cli.output import command
+from dylora_moe.errors import ConfigError, UnavailableError
+from dylora_moe.records import BASE_NAME
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dylora_moe.serving.engine.notes import Note
+    from dylora_moe.serving.http.server import Server
+    from dylora_moe.serving.served import Served
+    from dylora_moe.serving.settings import ServeSettings
+
+LOOK = 0.1
+"""Seconds between two looks at the engine."""
+
+
+def serve(
+    pool: PoolFolder,
+    host: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS", help="Where to listen; 127.0.0.1, this machine alone."),
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="8000 by itself; 0: any that is free.")
+    ] = None,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keys, one a line; clients need one of them."),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML with every setting there is.")
+    ] = None,
+    device: Device = None,
+    dtype: Dtype = None,
+) -> None:
+    """Serve the pool with OpenAI's API, metrics and a log; Ctrl-C ends it in good order.
+
+    What another process learns into the pool is picked up while it is served.
+    """
+    with command(False) as output:
+        from dylora_moe.serving.settings import read_keys, read_settings
+
+        settings = read_settings(config, host=host, port=port, api_key_file=api_key_file)
+        keys = read_keys(settings)
+        if (settings.name or pool.resolve().name) == BASE_NAME:
+            raise ConfigError(
+                f"a pool called {BASE_NAME} cannot be told from its base; give it a name in the "
+                "settings: dylora serve POOL --config FILE with name: my-pool"
+            )
+
+        def say(line: str) -> None:
+            print(line, file=output.stream, flush=True)
+
+        _serve(Asked(pool, device, dtype), settings, keys, say)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Which pool is to be served, and on what."""
+
+    pool: Path
+    device: str | None
+    dtype: str | None
+
+
+def _serve(
+    asked: Asked, settings: ServeSettings, keys: list[str], say: Callable[[str], None]
+) -> None:
+    """Serves until a signal comes, or the engine breaks down.
+
+    Raises:
+        ConfigError: the address is taken.
+        PoolError: no pool there.
+        UnavailableError: the engine broke down, or could not finish what ran.
+    """
+    from dylora_moe.serving.http.app import Stopping, create_app
+    from dylora_moe.serving.http.logs import log_event, log_note, write_logs
+    from dylora_moe.serving.http.server import Server, bound, url_of
+
+    write_logs(settings.log.file)
+    errors: list[str] = []
+
+    def noted(note: Note) -> None:
+        if note.kind == "error":
+            errors.append(note.message)
+        log_note(note)
+
+    with bound(settings.host, settings.port) as listening:
+        served = opening.open_served(
+            asked.pool, settings, device=asked.device, dtype=asked.dtype, on_note=noted
+        )
+        stopping, url = Stopping(), url_of(listening)
+        app = create_app(served, settings, keys, stopping=stopping)
+        say(f"serving {served.name} at {url}; loading the pool (Ctrl-C ends it)")
+        log_event("started", pool=served.name, url=url, keys=len(keys))
+
+        def started() -> None:
+            lines = hints(served.name, url, bool(keys))
+            watch = (served, server, errors, lambda: say("\n".join(lines)))
+            threading.Thread(target=_watch_engine, args=watch, daemon=True).start()
+
+        server = Server(app, served.engine, stopping, settings, started)
+        server.run(sockets=[listening])
+        served.pool.close()
+    if not stopping.begun:
+        raise UnavailableError(errors[-1] if errors else "the server could not begin")
+    if not server.finished:
+        raise UnavailableError(
+            f"some answers were not finished within {settings.drain_seconds:g} s and were broken "
+            "off; drain_seconds in the settings gives them longer"
+        )
+    say("stopped; everything that ran was finished")
+
+
+def hints(name: str, url: str, keyed: bool) -> list[str]:
+    """How to ask, to be copied into a terminal."""
+    header = "-H 'Authorization: Bearer '\"$DYLORA_API_KEY\" " if keyed else ""
+    return [
+        "ready; ask it:",
+        f"  curl {url}/v1/chat/completions {header}-H 'content-type: application/json' \\",
+        f"""    -d '{{"model": "{name}", "messages": [{{"role": "user", "content": "Hello"}}]}}'""",
+        f"  who may be asked: {url}/v1/models   metrics: {url}/metrics",
+    ]
+
+
+def _watch_engine(
+    served: Served, server: Server, errors: list[str], on_ready: Callable[[], object]
+) -> None:
+    """Says when requests are taken; ends the server where the engine has broken down."""
+    said = False
+    while not server.should_exit:
+        ready = served.engine.state().ready
+        if ready and not said:
+            on_ready()
+            said = True
+        if errors and not ready and not server.stopping:
+            # Nobody would be answered any more; whoever keeps the process running starts it anew.
+            server.should_exit = True
+        time.sleep(LOOK)

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import pytest
+from starlette.testclient import TestClient
+
+from dylora_moe import __version__
+from dylora_moe.serving.http.app import Stopping, create_app
+from dylora_moe.serving.served import Served
+from tests.serving import doubles
+from tests.serving.http.conftest import Ask, error_of, settings
+
+
+def test_it_lives_and_is_ready_and_says_its_version(client: TestClient) -> None:
+    assert client.get("/health").json() == {"status": "ok"}
+    assert client.get("/ready").json() == {"status": "ready", "revision": 3}
+    assert client.get("/version").json() == {"version": __version__}
+
+
+def test_an_engine_that_takes_nothing_is_alive_and_not_ready(
+    client: TestClient, found: Served
+) -> None:
+    found.engine.drain(1)
+    response = client.get("/ready")
+    assert response.status_code == 503
+    assert response.json() == {"status": "not_ready", "code": "engine_unavailable"}
+    assert doubles.SECRET not in response.text
+    assert client.get("/health").status_code == 200
+
+
+def test_what_is_being_stopped_is_not_ready(found: Served) -> None:
+    stopping = Stopping()
+    client = TestClient(
+        create_app(found, settings(), stopping=stopping), base_url="http://localhost"
+    )
+    stopping.begun = True
+    assert client.get("/ready").json() == {"status": "not_ready", "code": "stopping"}
+    assert client.get("/ready").status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "not_found"),
+        ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("GET", "/v1/models/nobody", 404, "model_not_found"),
+    ],
+)
+def test_every_error_has_openai_s_form(
+    method: str, path: str, status: int, code: str, client: TestClient
+) -> None:
+    response = client.request(method, path)
+    assert response.status_code == status
+    assert error_of(response)["code"] == code
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"null", b"[]", b'"text"', b"\xff\xfe", b'{"model": "\\ud800", "prompt": "a"}',
+     b'{"model": "a", "prompt": "\\udfff"}', b'{"model": "a", "prompt": "a", "top_p": NaN}',
+     b'{"model": "a", "prompt": "a", "seed": ' + b"1" * 5000 + b"}", b'{"model": "a", "mod',
+     b'{"\\ud800": 1, "model": "base", "prompt": 1}'],
+)  # fmt: skip
+def test_a_body_that_is_none_is_the_client_s_fault(body: bytes, client: TestClient) -> None:
+    headers = {"content-type": "application/json"}
+    response = client.post("/v1/completions", content=body, headers=headers)
+    assert response.status_code == 400
+    error_of(response)
+
+
+def test_a_body_must_say_that_it_is_json(client: TestClient) -> None:
+    # What a form of another site can send without asking first.
+    for kind in ("text/plain", "application/x-www-form-urlencoded", ""):
+        body = b'{"model": "base", "prompt": "a"}'
+        response = client.post("/v1/completions", content=body, headers={"content-type": kind})
+        assert error_of(response)["code"] == "invalid_json"
+
+
+def test_what_is_unexpected_is_logged_under_the_id_that_is_told(
+    chat: Ask, found: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = found.engine
+    assert isinstance(engine, doubles.DoubleEngine)
+    engine.refuse = ZeroDivisionError(doubles.SECRET)
+    response = chat()
+    assert response.status_code == 500
+    message = error_of(response)["message"]
+    assert doubles.SECRET not in message
+    number = message.rpartition(" ")[2]
+    errors = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert [record.fields["id"] for record in errors] == [number]  # type: ignore[attr-defined]
+    assert errors[0].exc_info is not None
+
+
+def test_every_response_carries_an_id(client: TestClient) -> None:
+    seen = {client.get("/health").headers["x-request-id"] for _ in range(3)}
+    assert len(seen) == 3
