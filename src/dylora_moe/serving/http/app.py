@@ -83,7 +83,7 @@ def create_app(
         models.router(served),
         generation.router(served, asking, metrics, settings.log.prompts),
         monitoring.router(metrics),
-        overview.router(served, metrics),
+        overview.router(served, metrics, settings.inbox.enabled),
         page.router(),
         *groups,
     ):

@@ -49,6 +49,7 @@ class Now:
         ready: whether requests are taken.
         running, waiting: requests.
         traffic: of experts that had any.
+        inbox: whether prompts that are strange to every skill are kept.
         screened: prompts that were held against the skills; `novel`: those strange to all.
     """
 
@@ -58,6 +59,7 @@ class Now:
     running: int
     waiting: int
     traffic: tuple[ExpertTraffic, ...]
+    inbox: bool
     screened: int
     novel: int
 
@@ -90,11 +92,12 @@ class RouteBody(_Body):
     messages: Annotated[list[RoutedTurn], Field(min_length=1, max_length=MESSAGES)] | None = None
 
 
-def router(served: Served, metrics: Metrics) -> APIRouter:
+def router(served: Served, metrics: Metrics, inbox: bool = False) -> APIRouter:
     """The routes.
 
     Args:
         metrics: that count the traffic.
+        inbox: whether the server keeps prompts that are strange to every skill.
     """
     routes = APIRouter(tags=["overview"])
     guide = Guide(served.engine)
@@ -116,7 +119,7 @@ def router(served: Served, metrics: Metrics) -> APIRouter:
     @routes.get("/v1/pool/now")
     def now() -> Now:
         """What the server does, and who answered since it was started."""
-        return _now(served, metrics)
+        return _now(served, metrics, inbox)
 
     @routes.get("/v1/pool/scores")
     def matrix() -> Scores:
@@ -158,7 +161,7 @@ def router(served: Served, metrics: Metrics) -> APIRouter:
     return routes
 
 
-def _now(served: Served, metrics: Metrics) -> Now:
+def _now(served: Served, metrics: Metrics, inbox: bool) -> Now:
     state, counted = served.engine.state(), _by_expert(metrics.expert_requests)
     weights = _by_expert(metrics.expert_weight)
     return Now(
@@ -171,6 +174,7 @@ def _now(served: Served, metrics: Metrics) -> Now:
             ExpertTraffic(name, round(counted.get(name, 0.0)), weights.get(name, 0.0))
             for name in sorted(counted | weights)
         ),
+        inbox=inbox,
         screened=round(sum(_totals(metrics.screened).values())),
         novel=round(sum(_totals(metrics.novel).values())),
     )

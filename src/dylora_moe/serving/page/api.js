@@ -19,6 +19,12 @@ export async function ask(path, body, options = {}) {
   return response.json();
 }
 
+/** DELETE. */
+export async function remove(path) {
+  const response = await request(path, undefined, { method: "DELETE" });
+  return response.json();
+}
+
 /** POST of a body whose answer comes in pieces: yields every event's JSON until the end. */
 export async function* stream(path, body, options = {}) {
   const response = await request(path, body, options);
@@ -41,13 +47,13 @@ export async function* stream(path, body, options = {}) {
   }
 }
 
-async function request(path, body, { signal } = {}) {
+async function request(path, body, { signal, method } = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
     const headers = { ...(key && { authorization: `Bearer ${key}` }),
       ...(body !== undefined && { "content-type": "application/json" }) };
     const response = await fetch(path, {
-      method: body === undefined ? "GET" : "POST",
+      method: method ?? (body === undefined ? "GET" : "POST"),
       headers,
       body: body === undefined ? undefined : JSON.stringify(body),
       signal,

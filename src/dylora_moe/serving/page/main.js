@@ -43,7 +43,7 @@ async function look() {
   showTiles(pool, now, scores);
   showExperts(pool, now);
   await Promise.all([changed ? ask("/v1/pool/map").then(showMap) : null, lookAtRuns(),
-    lookAtInbox(), lookAtEvents()]);
+    lookAtInbox(now.inbox), lookAtEvents()]);
 }
 
 function showStatus(now) {
