@@ -194,7 +194,7 @@ def test_a_key_is_asked_for_once_and_kept_in_the_tab(
 @pytest.mark.parametrize("width", [360, 768, 1360])
 def test_nothing_is_wider_than_the_screen(opened: Open, scheme: Any, width: int) -> None:
     page = opened(viewport={"width": width, "height": 780}, color_scheme=scheme)
-    ask(page, "a" * 300)
+    ask(page, "a" * 120)
     expect(last_answer(page).locator(".tag.expert")).to_be_visible()
     page.get_by_label("Prompt", exact=True).fill("abcdef")
     expect(page.locator("#route-body table")).to_be_visible()

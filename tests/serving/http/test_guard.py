@@ -54,7 +54,9 @@ def test_every_route_is_public_or_needs_a_key(keyed: FastAPI, outside: TestClien
         assert (status == 401) == (path not in public), (method, path, status)
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/v1/", "//v1/models", "/health/", "/HEALTH", "/"])
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/v1/", "//v1/models", "/health/", "/HEALTH", "/page/", "//"]
+)
 def test_what_is_no_route_needs_a_key_too(path: str, outside: TestClient) -> None:
     response = outside.get(path, follow_redirects=False)
     assert response.status_code == 401
