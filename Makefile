@@ -16,10 +16,10 @@ BENCH := $(VENV)/.bench
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo check test bench scoreboard clean
+.PHONY: help setup demo check test bench bench-serving scoreboard clean
 
 help:  ## what there is
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
 
 setup: $(STAMP)  ## the environment in .venv, with everything that the targets below need
 
@@ -66,6 +66,9 @@ $(BENCH): $(STAMP)
 bench: $(BENCH)  ## every benchmark against its peers, one after another; hours on a small machine
 	@code=0; $(BIN)/python benchmarks/run_all.py $(if $(DATA),--data "$(DATA)") || code=$$?; \
 		$(BIN)/python benchmarks/scoreboard.py --write docs/benchmarks.md && exit $$code
+
+bench-serving: $(STAMP)  ## a server under load, and under hostile requests
+	$(BIN)/python benchmarks/serving.py --hostile 10000
 
 scoreboard: $(STAMP)  ## the figures of all benchmarks, what falls short first
 	@$(BIN)/python benchmarks/scoreboard.py

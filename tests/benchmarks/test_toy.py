@@ -30,6 +30,7 @@ NO_BENCHMARKS = {
     "run_all",
     "scoreboard",
     "screening",
+    "serving",
     "traffic",
 }
 """Scripts that do not go through the harness: they learn a pool, or show results."""

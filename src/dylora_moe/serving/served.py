@@ -6,9 +6,12 @@ Knows which parts there are; what each does stands with it.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from dylora_moe.build.reader import PoolReader
 from dylora_moe.serving.engine.protocol import Engine
+
+if TYPE_CHECKING:
+    from dylora_moe.build.reader import PoolReader
 
 
 @dataclass(frozen=True, eq=False)

@@ -139,7 +139,7 @@ def read_settings(file: Path | None, **options: Any) -> ServeSettings:
         if not isinstance(values, Mapping):
             raise ConfigError(f"{file}: expected keys, found {type(values).__name__}")
     given = {key: value for key, value in options.items() if value is not None}
-    where = "dylora serve" if file is None else str(file)
+    where = "dylora serve POOL" if file is None else str(file)
     settings = parse(ServeSettings, {**values, **given}, where)
     key_file = settings.api_key_file
     if file is not None and key_file is not None and "api_key_file" not in given:

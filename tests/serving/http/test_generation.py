@@ -129,7 +129,7 @@ def test_who_is_meant() -> None:
     assert choice_of("pool", "pool") == Choice()
     assert choice_of("base", "pool") == Choice("base")
     assert choice_of("letters@12", "pool") == Choice("letters", 12)
-    for name in ("letters", "letters@", "@3", "letters@x", "letters@²"):
+    for name in ("letters", "letters@", "@3", "letters@x", "letters@²", "base@1"):
         assert choice_of(name, "pool") == Choice(name)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from dylora_moe.build.reader import PoolReader
-from dylora_moe.errors import DataError, UnavailableError
+from dylora_moe.errors import DataError, PromptLengthError, UnavailableError
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.records import BASE_NAME, Turn
 from dylora_moe.serving.engine.canary import CanaryRule
@@ -188,12 +188,12 @@ class BatchingEngine:
         if context is not None:
             most = min(most, context - length)
         if most < 1:
-            raise DataError(
+            raise PromptLengthError(
                 f"the prompt is {length} tokens long and the base's context {context}, which "
                 "leaves no room for an answer; shorten it"
             )
         if length + most > self._limits.tokens:
-            raise DataError(
+            raise PromptLengthError(
                 f"the prompt is {length} tokens long and the answer up to {most}; together the "
                 f"server takes {self._limits.tokens}: shorten it, or give a lower max_tokens"
             )

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.serving.engine.requests import EngineState, OnEvent, Request
+
+if TYPE_CHECKING:
+    from dylora_moe.lifecycle.live import LivePool
 
 T = TypeVar("T")
 

@@ -92,6 +92,7 @@ def create_app(
     app.add_middleware(
         Limits,
         body_bytes=limits.body_bytes,
+        header_bytes=limits.header_bytes,
         nesting=limits.nesting,
         seconds=limits.stall_seconds,
         requests=limits.requests,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dylora_moe.records import Role, Turn
+from dylora_moe.records import BASE_NAME, Role, Turn
 from dylora_moe.serving.engine.requests import Choice, Request
 from dylora_moe.serving.http.bodies import (
     ChatBody,
@@ -133,8 +133,10 @@ def choice_of(model: str, pool: str) -> Choice:
     """Who is meant: the pool's name lets the router choose, `alias@version` pins a version."""
     if model == pool:
         return Choice()
-    alias, at, version = model.rpartition("@")
-    if alias and at and version.isascii() and version.isdigit() and len(version) < 10:
+    alias, _, version = model.rpartition("@")
+    # The base has no versions: nobody is called so.
+    named = alias not in ("", BASE_NAME)
+    if named and version.isascii() and version.isdigit() and len(version) < 10:
         return Choice(alias, int(version))
     return Choice(model)
 

@@ -31,6 +31,7 @@ TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_e
          429: "rate_limit_error"}  # fmt: skip
 CODES = {400: "invalid_request", 401: "invalid_api_key", 403: "forbidden", 404: "not_found",
          405: "method_not_allowed", 413: "request_too_large", 429: "rate_limit_exceeded",
+         431: "headers_too_large",
          500: "internal_error", 503: "unavailable"}  # fmt: skip
 
 
@@ -144,6 +145,9 @@ def install(app: FastAPI) -> None:
 def validation(error: RequestValidationError) -> ApiError:
     """The first thing that is wrong with a request's fields; what was sent is not repeated."""
     first = error.errors()[0]
+    # Where a field has several forms, the one that got furthest says what is meant.
+    same = [each for each in error.errors() if each["loc"][:2] == first["loc"][:2]]
+    first = max(same, key=lambda each: len(each["loc"]))
     place, *path = [str(part) for part in first["loc"]]
     if first["type"] == "json_invalid":
         return bad("the body is no valid JSON", None, "invalid_json")
@@ -151,7 +155,8 @@ def validation(error: RequestValidationError) -> ApiError:
         message = "the body must be a JSON object, sent with content-type: application/json"
         return bad(message, None, "invalid_json")
     # A union's branches stand in the path too: `stop.list[str].0` is `stop.0`.
-    name = ".".join(part for part in path if part.isdigit() or part.isidentifier())
+    named = [part for part in path if part.isdigit() or part.isidentifier()]
+    name = ".".join(part for part in named if part not in ("str", "int", "bool", "float"))
     code = "missing_required_parameter" if first["type"] == "missing" else "invalid_value"
     reason = first["msg"].removeprefix("Value error, ")
     return bad(f"{name}: {reason[:1].lower()}{reason[1:]}", name, code)

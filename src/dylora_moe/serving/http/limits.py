@@ -33,6 +33,7 @@ class Limits:
     Args:
         app: what comes after.
         body_bytes: of a request.
+        header_bytes: of its head. The server's parser bounds only heads that come in pieces.
         nesting: depth of its JSON.
         seconds: that a body may take to arrive, and a client to take a piece of an answer.
         requests: that may be open at once.
@@ -43,12 +44,14 @@ class Limits:
         self,
         app: ASGIApp,
         body_bytes: int,
+        header_bytes: int,
         nesting: int,
         seconds: float,
         requests: int,
         watching: frozenset[str] = frozenset({"/health", "/ready", "/metrics"}),
     ) -> None:
-        self._app, self._body_bytes, self._nesting = app, body_bytes, nesting
+        self._app, self._nesting = app, nesting
+        self._body_bytes, self._header_bytes = body_bytes, header_bytes
         self._seconds, self._requests, self._watching = seconds, requests, watching
         self._open = 0
 
@@ -73,6 +76,8 @@ class Limits:
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
+            if head_size(scope) > self._header_bytes:
+                raise ApiError(431, f"path and headers are larger than {self._header_bytes} bytes")
             body = await asyncio.wait_for(self._read(Headers(scope=scope), receive), self._seconds)
             if depth_over(body, self._nesting):
                 message = f"the body's JSON is nested deeper than {self._nesting}"
@@ -120,6 +125,12 @@ class Limits:
                 raise StalledError(f"nothing was taken for {self._seconds:g} s") from None
 
         return sent
+
+
+def head_size(scope: Scope) -> int:
+    """Bytes of path, query and headers."""
+    headers = sum(len(name) + len(value) for name, value in scope["headers"])
+    return headers + len(scope.get("raw_path") or scope["path"]) + len(scope["query_string"])
 
 
 def depth_over(body: bytes, limit: int) -> bool:

@@ -121,7 +121,7 @@ class Reply:
             revision=max((each.revision for each in found), default=None),
             experts=sorted({f"{each.expert}@{each.version}" if each.version else each.expert
                             for each in found}),
-            novel=[each.novel for each in found],
+            novel=max((each.novel for each in found if each.novel is not None), default=None),
             reasons=sorted({end.reason for end in ends}),
             prompt_tokens=sum(end.prompt_tokens for end in ends[:: self._body.n or 1]),
             tokens=sum(end.tokens for end in ends),
