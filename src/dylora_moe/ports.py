@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
-from dylora_moe.records import Artifact, Event, Example, ExpertVersion, PoolRevision
+from dylora_moe.records import (
+    Artifact,
+    Event,
+    Example,
+    ExpertVersion,
+    InboxEntry,
+    PoolRevision,
+    Turn,
+)
 
 CHECKPOINTS = "checkpoints"
 """Folder in a run's folder: what the run would be gone on from, of no use once it is finished."""
@@ -118,6 +126,37 @@ class ExampleStore(Protocol):
         ...
 
 
+class Inbox(Protocol):
+    """Prompts that no skill claimed, until a person says what to answer; for several processes at
+    once."""
+
+    def put(
+        self, turns: Sequence[Turn], *, entries: int, size: int, redact: Sequence[str] = ()
+    ) -> bool:
+        """Keeps a prompt, the same one once; those that were not asked for longest leave where
+        there are more than `entries` or more than `size` bytes of them. What the regular
+        expressions of `redact` match is never written. Whether it is kept."""
+        ...
+
+    def entries(self) -> list[InboxEntry]:
+        """Every prompt, the one first asked first."""
+        ...
+
+    def remove(self, keys: Collection[str]) -> int:
+        """Takes prompts out; how many were there."""
+        ...
+
+    def confirm(self, name: str, examples: Sequence[Example]) -> Path:
+        """Writes prompts with their answers to a file that `learn` reads; its prompts stay until
+        they are learned."""
+        ...
+
+    def learned(self, examples: Sequence[Example]) -> int:
+        """Takes out the prompts of rows that a skill has now, and the files of `confirm` that
+        hold no other rows; how many prompts left."""
+        ...
+
+
 class Run(Protocol):
     """The folder of one run of learning: journal, checkpoints, logged numbers."""
 
@@ -147,6 +186,24 @@ class RunStore(Protocol):
 
     def unfinished(self) -> Sequence[Run]:
         """Runs that can be gone on with, oldest first."""
+        ...
+
+
+class JobFolder(Run, Protocol):
+    """The folder of one job of a server: what it was told, what it said, what came of it."""
+
+    def remove(self) -> None:
+        """Deletes the folder."""
+        ...
+
+
+class JobStore(Protocol):
+    """The jobs that servers of a pool ran."""
+
+    def create(self, state: Mapping[str, Any], run_id: str | None = None) -> JobFolder: ...
+
+    def all(self) -> Sequence[JobFolder]:
+        """Every job, oldest first."""
         ...
 
 

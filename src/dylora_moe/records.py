@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -58,13 +58,44 @@ class Example:
     @property
     def key(self) -> str:
         """SHA-256 of the turns, in hex: stable over files, order and versions."""
-        body = json.dumps([[t.role, t.content] for t in self.turns], ensure_ascii=False)
-        return hashlib.sha256(body.encode()).hexdigest()
+        return turns_key(self.turns)
 
 
 def pair(prompt: str, completion: str, check: Check = "exact", origin: str = "") -> Example:
     """An example of one user turn and one answer."""
     return Example((Turn("user", prompt), Turn("assistant", completion)), check, origin=origin)
+
+
+def turns_key(turns: Sequence[Turn]) -> str:
+    """SHA-256 of turns, in hex: what the same prompt is known by wherever it was asked."""
+    body = json.dumps([[t.role, t.content] for t in turns], ensure_ascii=False)
+    return hashlib.sha256(body.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class InboxEntry:
+    """A prompt that no skill claimed, as the pool's inbox keeps it.
+
+    Attributes:
+        turns: what was asked: the turns before an answer.
+        count: how many times.
+        first, last: when, ISO 8601.
+    """
+
+    turns: tuple[Turn, ...]
+    count: int
+    first: str
+    last: str
+
+    @property
+    def prompt(self) -> str:
+        """The turns, joined by newlines."""
+        return "\n".join(turn.content for turn in self.turns)
+
+    @property
+    def key(self) -> str:
+        """`turns_key` of the turns."""
+        return turns_key(self.turns)
 
 
 @dataclass(frozen=True, slots=True)

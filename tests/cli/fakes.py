@@ -177,6 +177,10 @@ class FakePool:
         self._call("rollback", name=name)
         return replace(self.revision, number=0, experts=(), skills=())
 
+    def put_back(self, name: str, version: int) -> PoolRevision:
+        self._call("put back", name=name, version=version)
+        return replace(self.revision, number=self.revision.number + 1)
+
     def remove(self, name: str) -> PoolRevision:
         self._call("remove", name=name)
         return replace(self.revision, number=2, experts=(), skills=())

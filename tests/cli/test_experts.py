@@ -148,6 +148,13 @@ def test_rollback_without_a_name_is_the_pool_s(cli: Cli, pool: FakePool) -> None
     assert (document["before"], document["revision"], document["experts"]) == (1, 0, [])
 
 
+def test_promote_puts_a_version_back_by_the_expert_s_name(cli: Cli, pool: FakePool) -> None:
+    document = cli("experts", "promote", "pool", "expert_1", "3", "--json").document
+    assert pool.called("put back") == [{"name": "orders", "version": 3}]
+    assert (document["before"], document["revision"]) == (1, 2)
+    assert cli("experts", "promote", "pool", "orders", "0").code == 2
+
+
 def test_export_takes_all_or_some(cli: Cli, pool: FakePool) -> None:
     cli("experts", "export", "pool", "out")
     cli("experts", "export", "pool", "out", "--expert", "orders")

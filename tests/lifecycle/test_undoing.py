@@ -63,6 +63,45 @@ def test_an_expert_goes_back_to_the_version_it_was_trained_from(taught: Pool) ->
         taught.rollback("letters")
 
 
+def test_any_version_is_put_back_into_service_with_the_rows_that_it_answers(taught: Pool) -> None:
+    first = fingerprint(taught)
+    learn(taught, "new rules", rows(LETTERS, 64, 13, shouted), settings=STRONG)
+    second = fingerprint(taught)
+    revision = taught.put_back("letters", 1)
+    assert (revision.experts[0].ref, revision.note) == (
+        "expert_1@1",
+        "letters put back from v2 to v1",
+    )
+    assert fingerprint(taught).answers == first.answers
+    assert taught.events("promoted")[-1].numbers["action"] == "put back"
+    # Newer than the one in service, by its id.
+    assert taught.put_back("expert_1", 2).experts[0].ref == "expert_1@2"
+    now = fingerprint(taught)
+    assert (now.answers, now.weights) == (second.answers, second.weights)
+    rows_of = {r.name: (r.examples, r.validation) for r in taught.revision.skills}
+    then = taught.registry.revision(second.revision)
+    assert rows_of == {r.name: (r.examples, r.validation) for r in then.skills}
+
+
+def test_a_version_is_put_back_after_the_pool_went_back_to_before_it(taught: Pool) -> None:
+    learn(taught, "new rules", rows(LETTERS, 64, 13, shouted), settings=STRONG)
+    second = fingerprint(taught)
+    taught.rollback()
+    assert taught.put_back("letters", 2).experts[0].ref == "expert_1@2"
+    assert fingerprint(taught).answers == second.answers
+
+
+def test_only_another_version_that_there_is_can_be_put_back(taught: Pool) -> None:
+    before = fingerprint(taught)
+    with pytest.raises(PoolError, match="has no v2; there are: v1"):
+        taught.put_back("letters", 2)
+    with pytest.raises(PoolError, match="v1 of letters is in service already"):
+        taught.put_back("letters", 1)
+    with pytest.raises(PoolError, match="no expert 'nobody'"):
+        taught.put_back("nobody", 1)
+    assert fingerprint(taught) == before
+
+
 def test_an_expert_is_renamed_without_its_base_and_back(taught: Pool) -> None:
     before = answers(taught)
     with Pool.open(taught.path) as pool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from dylora_moe.errors import ConfigError
 from dylora_moe.foundation.statistics import FeatureStatistics
 from dylora_moe.skills import clustering
-from dylora_moe.skills.clustering import clusters, voted
+from dylora_moe.skills.clustering import clusters, directions, medoids, voted
 from dylora_moe.skills.screening import Screened
 
 D = 32
@@ -115,3 +115,13 @@ def test_strange_rows_have_no_say_in_which_skill_a_cluster_is_of() -> None:
     said = screened([True, True, False, False, False], [7, 7, 8, 8, 9])
     found = voted(said, torch.zeros(5, dtype=torch.int64))
     assert found.nearest.tolist() == [8] * 5
+
+
+def test_medoids_are_the_middle_of_a_cluster_then_what_it_leaves_out() -> None:
+    cluster = torch.cat([rows(0, 30), rows(1, 6)])
+    first, second, third = medoids(cluster, foreign(), 3).tolist()
+    assert first < 30 <= second
+    points = directions(cluster, foreign())
+    assert int((points @ points.T).sum(1).argmax()) == first
+    assert len({first, second, third}) == 3
+    assert medoids(rows(0, 2), foreign(), 5).tolist() in ([0, 1], [1, 0])

@@ -7,9 +7,10 @@ import pytest
 from dylora_moe import ports
 from dylora_moe.storage.artifacts import FileArtifacts
 from dylora_moe.storage.examples import JsonlExamples
+from dylora_moe.storage.inbox import FileInbox
 from dylora_moe.storage.lock import FileLock
 from dylora_moe.storage.registry import SqlRegistry
-from dylora_moe.storage.runs import RunFolders
+from dylora_moe.storage.runs import RunFolder, RunFolders
 
 PAIRS = [
     (ports.Registry, SqlRegistry, 11),
@@ -17,6 +18,9 @@ PAIRS = [
     (ports.ExampleStore, JsonlExamples, 5),
     (ports.PoolLock, FileLock, 1),
     (ports.RunStore, RunFolders, 2),
+    (ports.JobStore, RunFolders, 2),
+    (ports.JobFolder, RunFolder, 1),
+    (ports.Inbox, FileInbox, 5),
 ]
 
 

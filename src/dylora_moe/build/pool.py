@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dylora_moe.build.emptying import emptying_inbox
 from dylora_moe.build.making import OWN_PROMPTS, make_pool
 from dylora_moe.build.reader import PoolReader
 from dylora_moe.build.recipe import make_recipe
@@ -202,9 +203,10 @@ class Pool(PoolReader):
                     of, _, number = arrival.rpartition("-")
                     if arrival in names or (mixed and of in names and number.isdecimal()):
                         run.remove()
-            if mixed:
-                return [result for arrival in arrivals for result in learn_mixed(learner, arrival)]
-            return [learner.add_new_skill(arrival, order) for arrival in arrivals]
+            with emptying_inbox(self._opened, arrivals):
+                if mixed:
+                    return [one for arrival in arrivals for one in learn_mixed(learner, arrival)]
+                return [learner.add_new_skill(arrival, order) for arrival in arrivals]
 
     def check_arrivals(
         self,
@@ -264,6 +266,12 @@ class Pool(PoolReader):
             return undoing.roll_back_expert(
                 self._opened.loaded, self._opened.stores, make_recipe(LearnSettings()), name
             )
+
+    def put_back(self, name: str, version: int) -> PoolRevision:
+        """Puts any version that was ever in service back; PoolError if there is none, or it is."""
+        with self._storage.lock.hold(f"putting v{version} of {name} back"):
+            recipe = make_recipe(LearnSettings())
+            return undoing.put_back(self._opened.loaded, self._opened.stores, recipe, name, version)
 
     def remove(self, name: str) -> PoolRevision:
         """Takes an expert and its skills out of the pool; PoolError if there is none."""

@@ -15,11 +15,19 @@ from dylora_moe.build.asking import Stream
 from dylora_moe.build.opened import OpenedPool
 from dylora_moe.lifecycle import exchange
 from dylora_moe.lifecycle.answering import Sampling, answer
+from dylora_moe.lifecycle.change import Stores
 from dylora_moe.lifecycle.evaluating import Evaluation, evaluate
+from dylora_moe.lifecycle.inbox import (
+    InboxCluster,
+    Known,
+    cluster_inbox,
+    inbox_features,
+    newest,
+)
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.names import find_expert
 from dylora_moe.lifecycle.results import Answer
-from dylora_moe.ports import ArtifactStore, Registry, Run
+from dylora_moe.ports import ArtifactStore, Inbox, JobStore, Registry, Run
 from dylora_moe.records import Event, ExpertVersion, PoolRevision, Turn
 from dylora_moe.storage import pool_folder
 from dylora_moe.text.reading import read_examples
@@ -85,6 +93,21 @@ class PoolReader:
         return self._storage.artifacts
 
     @property
+    def inbox(self) -> Inbox:
+        """Prompts that no skill claimed."""
+        return self._storage.inbox
+
+    @property
+    def jobs(self) -> JobStore:
+        """What servers of the pool ran."""
+        return self._storage.jobs
+
+    @property
+    def stores(self) -> Stores:
+        """Everything that outlives the process, as a learner takes it."""
+        return self._opened.stores
+
+    @property
     def revision(self) -> PoolRevision:
         """What the pool is now."""
         return self._storage.registry.current()
@@ -99,6 +122,18 @@ class PoolReader:
             ArtifactError: a file of the pool is missing or damaged.
         """
         return self._opened.live
+
+    def inbox_clusters(self) -> tuple[InboxCluster, ...]:
+        """What the inbox is full of, the largest cluster first; the base is needed for its features
+        where there is anything.
+
+        Raises:
+            ArtifactError: a file of the inbox is damaged.
+        """
+        entries = newest(self.inbox.entries())
+        if not entries:
+            return ()
+        return cluster_inbox(Known.of(self.live), entries, inbox_features(self.live, entries))
 
     def experts(self) -> tuple[ExpertVersion, ...]:
         """The current version of every expert, oldest first."""
@@ -137,6 +172,14 @@ class PoolReader:
     def chat(self, turns: Sequence[Turn], *, expert: str | None = None, **sampling: Any) -> Answer:
         """Answers a conversation; raises as `generate`."""
         return answer(self.live, [turns], expert=expert, sampling=Sampling(**sampling))[0]
+
+    def drafts(
+        self, prompts: Sequence[Sequence[Turn]], *, expert: str, **sampling: Any
+    ) -> list[str]:
+        """What an expert, or `base`, would answer to conversations, in batches; raises as
+        `generate`."""
+        answers = answer(self.live, list(prompts), expert=expert, sampling=Sampling(**sampling))
+        return [found.text for found in answers]
 
     def stream(
         self, prompt: str | Sequence[Turn], *, expert: str | None = None, **sampling: Any

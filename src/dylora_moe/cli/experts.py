@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from dylora_moe.records import ExpertVersion, PoolRevision
 
 app = typer.Typer(
-    help="List, show, import, export, rename, roll back or remove experts.", no_args_is_help=True
+    help="List, show, import, export, rename, roll back, promote or remove experts.",
+    no_args_is_help=True,
 )
 app.command("import")(import_adapters)
 
@@ -118,6 +119,27 @@ def rollback(
         output.show(
             _change(before, after),
             lambda console: _say(console, _change_words("rolled back", alias, after)),
+        )
+
+
+@app.command()
+def promote(
+    pool: PoolFolder,
+    name: ExpertName,
+    version: Annotated[
+        int, typer.Argument(min=1, metavar="VERSION", help="Any that was in service before.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Put another version of an expert into service, older or newer than the current one."""
+    with command(as_json) as output:
+        with opening.open_pool(pool) as opened:
+            alias = _find(opened, name).alias
+            before = opened.revision
+            after = opened.put_back(alias, version)
+        output.show(
+            _change(before, after),
+            lambda console: _say(console, _change_words("promoted", alias, after)),
         )
 
 

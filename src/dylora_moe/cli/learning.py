@@ -136,7 +136,17 @@ def learn(
         with opening.open_pool(pool, device=device, dtype=dtype) as opened:
             with watch_on(progress_console(), stream.names) as watch:
                 results = _learn(opened, stream, watch, resume=resume)
-            _show(output, opened, results)
+            show_learned(output, opened, results)
+
+
+def learn_into(pool: Pool, request: Request) -> list[LearnResult]:
+    """Learns what a request names into a pool that is open, for commands that do more than that."""
+    from dylora_moe.cli.console import progress_console
+    from dylora_moe.cli.progress import watch_on
+
+    stream = read_stream(request)
+    with watch_on(progress_console(), stream.names) as watch:
+        return _learn(pool, stream, watch, resume=True)
 
 
 def _learn(pool: Pool, stream: Stream, watch: CommandWatch, *, resume: bool) -> list[LearnResult]:
@@ -162,7 +172,8 @@ def _learn(pool: Pool, stream: Stream, watch: CommandWatch, *, resume: bool) -> 
     return results
 
 
-def _show(output: Output, pool: Pool, results: list[LearnResult]) -> None:
+def show_learned(output: Output, pool: Pool, results: list[LearnResult]) -> None:
+    """Writes the report and prints what was learned."""
     from rich.console import Console
 
     from dylora_moe.cli.reporting import write

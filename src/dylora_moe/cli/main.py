@@ -16,7 +16,7 @@ from typer.core import TyperGroup
 from typer.main import get_command
 
 from dylora_moe import __version__
-from dylora_moe.cli import bench, data, experts
+from dylora_moe.cli import bench, data, experts, inbox
 from dylora_moe.cli.answering import generate
 from dylora_moe.cli.chatting import chat
 from dylora_moe.cli.console import quiet_libraries, tell_warnings
@@ -48,6 +48,7 @@ app.command()(generate)
 app.command()(chat)
 app.command()(serve)
 app.add_typer(experts.app, name="experts")
+app.add_typer(inbox.app, name="inbox")
 app.command()(report)
 app.command()(doctor)
 app.add_typer(data.app, name="data")

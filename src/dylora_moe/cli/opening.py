@@ -70,6 +70,8 @@ def open_served(
     from dylora_moe.serving.engine.canary import CanaryRule
     from dylora_moe.serving.engine.engine import BatchingEngine
     from dylora_moe.serving.engine.limits import Limits
+    from dylora_moe.serving.engine.novelty import PromptScreen
+    from dylora_moe.serving.jobs import Jobs
     from dylora_moe.serving.served import Served
 
     asked, tried = settings.engine, settings.canary
@@ -89,7 +91,10 @@ def open_served(
         dtype=dtype,
         limits=limits,
         canary=canary,
+        screen_of=PromptScreen.of if settings.inbox.enabled else None,
         on_note=on_note,
     )
     # One of its own, to be read: the engine's belongs to the engine's thread.
-    return Served(PoolReader.open(path), engine, settings.name or path.resolve().name)
+    pool = PoolReader.open(path)
+    name = settings.name or path.resolve().name
+    return Served(pool, engine, name, Jobs(pool.jobs, pool.path))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from dylora_moe.serving.engine.notes import Note
     from dylora_moe.serving.http.server import Server
+    from dylora_moe.serving.inbox import InboxWriter
     from dylora_moe.serving.served import Served
     from dylora_moe.serving.settings import ServeSettings
 
@@ -87,24 +88,33 @@ def _serve(
         PoolError: no pool there.
         UnavailableError: the engine broke down, or could not finish what ran.
     """
+    from dylora_moe.serving.http import managing
     from dylora_moe.serving.http.app import Stopping, create_app
     from dylora_moe.serving.http.logs import log_event, log_note, write_logs
     from dylora_moe.serving.http.server import Server, bound, url_of
+    from dylora_moe.serving.inbox import InboxBounds, InboxWriter
 
     write_logs(settings.log.file)
     errors: list[str] = []
+    writers: list[InboxWriter] = []
 
     def noted(note: Note) -> None:
         if note.kind == "error":
             errors.append(note.message)
+        if note.kind == "strange" and writers:
+            writers[0].offer(note.turns)
         log_note(note)
 
     with bound(settings.host, settings.port) as listening:
         served = opening.open_served(
             asked.pool, settings, device=asked.device, dtype=asked.dtype, on_note=noted
         )
+        if settings.inbox.enabled:
+            asked_of = settings.inbox
+            bounds = InboxBounds(asked_of.entries, asked_of.bytes, asked_of.redact)
+            writers.append(InboxWriter(served.pool.inbox, bounds))
         stopping, url = Stopping(), url_of(listening)
-        app = create_app(served, settings, keys, stopping=stopping)
+        app = create_app(served, settings, keys, stopping=stopping, groups=managing.routers(served))
         say(f"serving {served.name} at {url}; loading the pool (Ctrl-C ends it)")
         log_event("started", pool=served.name, url=url, keys=len(keys))
 
@@ -115,6 +125,10 @@ def _serve(
 
         server = Server(app, served.engine, stopping, settings, started)
         server.run(sockets=[listening])
+        if served.jobs is not None:
+            served.jobs.stop()
+        for writer in writers:
+            writer.close()
         served.pool.close()
     if not stopping.begun:
         raise UnavailableError(errors[-1] if errors else "the server could not begin")

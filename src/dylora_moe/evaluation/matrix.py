@@ -101,7 +101,7 @@ def _learned_at(history: History, column: int) -> int:
 
 def _takes_back(step: Step, revised: Step) -> bool:
     """Whether the step gave a revised skill its answers of before."""
-    return step.kind == "rolled back" and (
+    return step.kind in ("rolled back", "put back") and (
         step.revision < revised.revision or step.expert == revised.expert
     )
 

@@ -24,7 +24,7 @@ ARRIVAL = "arrival"
 FAILED = "failed"
 UNFINISHED = "unfinished"
 _OF_A_RUN = ("trained", "router", "gate", "promoted", "rejected", "error", "warning")
-STEP_ACTIONS = ("imported", "removed", "rolled back")
+STEP_ACTIONS = ("imported", "removed", "rolled back", "put back")
 """Actions without an arrival that still change what the pool can do: steps of their own."""
 
 

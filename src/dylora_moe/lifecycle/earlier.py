@@ -10,7 +10,7 @@ from typing import Any
 
 from dylora_moe.records import Event
 
-_OTHER_EXPERTS = ("created", "imported", "removed", "rolled back")
+_OTHER_EXPERTS = ("created", "imported", "removed", "rolled back", "put back")
 """Actions after which an arrival is compared with other experts than before."""
 
 

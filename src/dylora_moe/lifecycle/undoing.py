@@ -1,4 +1,4 @@
-"""Taking steps back: an expert's last version, the pool's last step, an expert altogether.
+"""Taking steps back: an expert's last version, or any; the pool's last step; an expert altogether.
 
 Nothing is deleted: each is a new pointer or a new revision, so it can be undone itself.
 """
@@ -61,9 +61,44 @@ def roll_back_expert(live: LivePool, stores: Stores, recipe: Recipe, name: str) 
     Raises:
         PoolError: no such expert, or it has no earlier version.
     """
+    current = find_expert(stores.registry.current(), name)
+    target = _before(stores, current)
+    note = f"{current.alias} rolled back from v{current.version} to v{target.version}"
+    return _put(live, stores, recipe, current, target, note, "rolled back")
+
+
+def put_back(
+    live: LivePool, stores: Stores, recipe: Recipe, name: str, version: int
+) -> PoolRevision:
+    """Puts any version of an expert that was ever in service back into it, older or newer than the
+    current one; else as `roll_back_expert`.
+
+    Raises:
+        PoolError: no such expert, no such version of it, or it is in service.
+    """
+    current = find_expert(stores.registry.current(), name)
+    known = {one.version: one for one in stores.registry.versions(current.expert_id)}
+    if version not in known:
+        there = ", ".join(f"v{number}" for number in known)
+        raise PoolError(f"{current.alias} has no v{version}; there are: {there}")
+    if version == current.version:
+        raise PoolError(f"v{version} of {current.alias} is in service already; name another one")
+    note = f"{current.alias} put back from v{current.version} to v{version}"
+    return _put(live, stores, recipe, current, known[version], note, "put back")
+
+
+def _put(
+    live: LivePool,
+    stores: Stores,
+    recipe: Recipe,
+    current: ExpertVersion,
+    target: ExpertVersion,
+    note: str,
+    action: str,
+) -> PoolRevision:
+    """Puts a version of an expert into the place of its current one."""
     now = stores.registry.current()
-    current = find_expert(now, name)
-    target = replace(_before(stores, current), alias=current.alias)
+    target = replace(target, alias=current.alias)
     with all_or_nothing(live, stores):
         skills = _rows_of_then(stores, now, target)
         live.become(replace(now, experts=replaced(now.experts, target), skills=skills))
@@ -76,8 +111,8 @@ def roll_back_expert(live: LivePool, stores: Stores, recipe: Recipe, name: str) 
             skills=live.revision.skills,
             card=scored.card,
             arrival=None,
-            note=f"{current.alias} rolled back from v{current.version} to v{target.version}",
-            numbers={"action": "rolled back", "expert": current.alias, "version": target.version},
+            note=note,
+            numbers={"action": action, "expert": current.alias, "version": target.version},
         )
 
 
@@ -174,10 +209,12 @@ def _rows_of_then(
 ) -> tuple[SkillRecord, ...]:
     """The skills as they are, those of the target's expert with the rows that they had when the
     target was last in service; skills that came after it keep theirs."""
-    then = now
-    while all(version.ref != target.ref for version in then.experts):
-        assert then.parent is not None, "a version is trained from one that was in service"
-        then = stores.registry.revision(then.parent)
+    then: PoolRevision | None = now
+    while then is not None and not _serves(then, target):
+        then = None if then.parent is None else stores.registry.revision(then.parent)
+    if then is None:
+        # The pool went back to before it was made: then it is on no way from here to the start.
+        then = next(r for r in reversed(stores.registry.revisions()) if _serves(r, target))
     old = {r.skill_id: r for r in then.skills if r.expert_id == target.expert_id}
     return tuple(
         replace(
@@ -190,6 +227,10 @@ def _rows_of_then(
         else record
         for record in now.skills
     )
+
+
+def _serves(revision: PoolRevision, target: ExpertVersion) -> bool:
+    return any(version.ref == target.ref for version in revision.experts)
 
 
 def _before(stores: Stores, current: ExpertVersion) -> ExpertVersion:

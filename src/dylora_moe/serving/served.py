@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from dylora_moe.serving.engine.protocol import Engine
+from dylora_moe.serving.jobs import Jobs
 
 if TYPE_CHECKING:
     from dylora_moe.build.reader import PoolReader
@@ -22,8 +23,10 @@ class Served:
         pool: its registry and files, to be read; its `live` belongs to the engine alone.
         engine: answers, and does whatever needs the model.
         name: what clients call the pool, as `model`.
+        jobs: run what changes the pool; None where nobody may change it from here.
     """
 
     pool: PoolReader
     engine: Engine
     name: str
+    jobs: Jobs | None = None

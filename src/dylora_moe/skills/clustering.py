@@ -63,9 +63,7 @@ def clusters(
         )
     if len(rows) < 2:
         return torch.zeros(len(rows), dtype=torch.int64)
-    variance = foreign.deviations / max(1, foreign.count - 1)
-    spread = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
-    points = normalize(((double(rows) - foreign.mean) / spread).float(), dim=-1)
+    points = directions(rows, foreign)
     cosines = (points @ points.T).fill_diagonal_(-1)
     unit = cosines.topk(min(NEAREST, len(rows) - 1), 1).values.mean(1).clamp_min(SPARSEST).sqrt()
     distances = (1 - cosines / unit / unit[:, None]).clamp_min(0).fill_diagonal_(0)
@@ -75,6 +73,40 @@ def clusters(
     labels = model.fit_predict(distances.numpy())
     order: dict[int, int] = {}
     return torch.tensor([order.setdefault(int(label), len(order)) for label in labels])
+
+
+def directions(rows: Float[Tensor, "n d"], foreign: FeatureStatistics) -> Float[Tensor, "n d"]:
+    """Unit vectors from the mean of what is foreign to each row, in units of its spread."""
+    variance = foreign.deviations / max(1, foreign.count - 1)
+    spread = torch.where(variance > 0, variance, torch.ones_like(variance)).sqrt()
+    return normalize(((double(rows) - foreign.mean) / spread).float(), dim=-1)
+
+
+def medoids(
+    rows: Float[Tensor, "n d"], foreign: FeatureStatistics, count: int
+) -> Int[Tensor, " k"]:
+    """Rows that stand for a cluster, the most central first.
+
+    Each next one brings the rows nearest to those that were chosen (the build step of PAM: Kaufman
+    and Rousseeuw 1990, "Finding Groups in Data", ch. 2), by the distance that `clusters` uses,
+    without the scaling.
+
+    Args:
+        rows: of one cluster.
+        foreign: statistics of what belongs to no skill.
+        count: at the most.
+    """
+    points = directions(rows, foreign)
+    apart = 1 - points @ points.T
+    # Two is as far as directions are apart: any row is nearer than none.
+    nearest = torch.full((len(rows),), 2.0)
+    chosen: list[int] = []
+    for _ in range(min(count, len(rows))):
+        gained = (nearest - apart).clamp_min(0).sum(1)
+        gained[chosen] = -1
+        chosen.append(int(gained.argmax()))
+        nearest = torch.minimum(nearest, apart[chosen[-1]])
+    return torch.tensor(chosen, dtype=torch.int64)
 
 
 def voted(screened: Screened, groups: Int[Tensor, " n"]) -> Screened:

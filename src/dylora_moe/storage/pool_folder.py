@@ -3,7 +3,9 @@
     pool.json        which database it belongs to
     dylora.db        the registry (unless it is on a server)
     experts/ skills/ waiting/ ...   artifacts
+    inbox/           prompts that no skill claimed
     runs/            unfinished and finished runs
+    jobs/            what a server ran, and what came of it
     .lock .staging/  the learner's lock; what is being written
 
 Knows how the parts of this room fit together; knows nothing of models.
@@ -32,6 +34,7 @@ from dylora_moe.storage.durable import (
     write_file,
 )
 from dylora_moe.storage.examples import JsonlExamples
+from dylora_moe.storage.inbox import FileInbox
 from dylora_moe.storage.lock import FileLock
 from dylora_moe.storage.migrate import drop
 from dylora_moe.storage.registry import SqlRegistry, holds_pool
@@ -53,6 +56,8 @@ class Storage:
     examples: JsonlExamples
     lock: FileLock
     runs: RunFolders
+    inbox: FileInbox
+    jobs: RunFolders
 
     def close(self) -> None:
         """Gives back connections to the database."""
@@ -155,6 +160,8 @@ def _wired(root: Path, registry: SqlRegistry, clock: Clock) -> Storage:
         examples=JsonlExamples(artifacts, registry.database, clock),
         lock=FileLock(root, clock),
         runs=RunFolders(root / "runs", root / STAGING, clock),
+        inbox=FileInbox(artifacts, clock),
+        jobs=RunFolders(root / "jobs", root / STAGING, clock),
     )
 
 
