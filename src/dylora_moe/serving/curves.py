@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from dylora_moe.build.reader import PoolReader
 from dylora_moe.build.run_logs import Point, read_run
 from dylora_moe.errors import PoolError
+
+if TYPE_CHECKING:
+    from dylora_moe.build.reader import PoolReader
 
 RUNS = 50
 POINTS = 240

@@ -9,11 +9,14 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
+from typing import TYPE_CHECKING
 
-from dylora_moe.build.reader import PoolReader
 from dylora_moe.lifecycle.scorecard import Scorecard
 from dylora_moe.records import ExpertVersion, PoolRevision
 from dylora_moe.scoring.matrix import average_accuracy
+
+if TYPE_CHECKING:
+    from dylora_moe.build.reader import PoolReader
 
 ROWS = 60
 """Changes of a pool that are looked back at."""

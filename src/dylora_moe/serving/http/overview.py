@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dylora_moe.errors import PoolError
 from dylora_moe.records import Role, Turn
 from dylora_moe.serving.curves import RunCurves, RunSummary, list_runs, run_curves
-from dylora_moe.serving.guide import Guidance, Guide, SkillMap
+from dylora_moe.serving.guidance import Guidance, SkillMap
 from dylora_moe.serving.http.errors import ApiError, bad
 from dylora_moe.serving.http.metrics import Metrics
 from dylora_moe.serving.overview import Overview, Scores, overview, scores
@@ -99,6 +99,9 @@ def router(served: Served, metrics: Metrics, inbox: bool = False) -> APIRouter:
         metrics: that count the traffic.
         inbox: whether the server keeps prompts that are strange to every skill.
     """
+    # Here: it brings the model library, which nothing else over HTTP needs.
+    from dylora_moe.serving.guide import Guide
+
     routes = APIRouter(tags=["overview"])
     guide = Guide(served.engine)
 
