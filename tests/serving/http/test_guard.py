@@ -55,7 +55,7 @@ def test_every_route_is_public_or_needs_a_key(keyed: FastAPI, outside: TestClien
 
 
 @pytest.mark.parametrize(
-    "path", ["/nothing", "/v1/", "//v1/models", "/health/", "/HEALTH", "/page/", "//"]
+    "path", ["/nothing", "/v1/", "//v1/models", "/health/", "/HEALTH", "/page/", "/page//style.css"]
 )
 def test_what_is_no_route_needs_a_key_too(path: str, outside: TestClient) -> None:
     response = outside.get(path, follow_redirects=False)

@@ -18,11 +18,11 @@ function filled(element, properties, children) {
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.flat().filter((child) => child !== null && child !== undefined));
+  element.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
   return element;
 }
 
-export const put = (parent, ...children) => parent.replaceChildren(...children.flat());
+export const put = (parent, ...children) => parent.replaceChildren(...children.flat(Infinity));
 
 /** A bar of a share from 0 to 1; what it says stands beside it as a number. */
 export function bar(share) {
