@@ -39,7 +39,10 @@ def test_the_defaults_are_valid_and_cannot_be_changed() -> None:
         ("novelty.treshold=0.8", "unknown key 'novelty.treshold'; did you mean 'threshold'?"),
         ("consolidation.epoch=1", "unknown key 'consolidation.epoch'; did you mean 'epochs'?"),
         ("seeding.lerning_rate=1", "did you mean 'learning_rate'?"),
-        ("xyzzy=1", "unknown key 'xyzzy'; known: consolidation, distillation_temperature, drop_long,"),
+        (
+            "xyzzy=1",
+            "unknown key 'xyzzy'; known: consolidation, distillation_temperature, drop_long,",
+        ),
         ("expert.rank=0", "expert.rank: input should be greater than or equal to 1"),
         ("expert.rank=many", "expert.rank: input should be a valid integer"),
         ("expert.rank", "expected key=value"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from dylora_moe.ports import Run
 from dylora_moe.records import Artifact, Event, ExpertVersion, PoolRevision, SkillRecord
 
 
@@ -78,10 +79,15 @@ class DoublePool:
     """A pool to be read: two experts, `letters` and `digits`."""
 
     registry: DoubleRegistry = field(
-        default_factory=lambda: DoubleRegistry([revision(3, "letters", "digits")])
+        # The first there is: nothing led to it.
+        default_factory=lambda: DoubleRegistry(
+            [replace(revision(3, "letters", "digits"), parent=None)]
+        )
     )
     path: Path = Path("pool")
-    meta: Mapping[str, Any] = field(default_factory=lambda: {"base": "tiny", "format": "plain"})
+    meta: Mapping[str, Any] = field(
+        default_factory=lambda: {"base": "tiny", "format": "plain", "tap": 2}
+    )
 
     @property
     def revision(self) -> PoolRevision:
@@ -92,6 +98,10 @@ class DoublePool:
 
     def events(self, kind: str | None = None) -> list[Event]:
         return self.registry.events(kind)
+
+    def unfinished(self) -> list[Run]:
+        """Nobody ever learned into it."""
+        return []
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dylora_moe.build.json_values import as_int
+from dylora_moe.build.run_logs import Run, read_runs
 from dylora_moe.evaluation.measurements import (
     Notice,
     RouterFit,
@@ -20,8 +22,6 @@ from dylora_moe.evaluation.measurements import (
     read_strategies,
     read_trainings,
 )
-from dylora_moe.evaluation.reading import as_int
-from dylora_moe.evaluation.runs import Run, read_runs
 from dylora_moe.evaluation.scores import SkillRow, read_scores
 from dylora_moe.evaluation.steps import Step, read_steps
 from dylora_moe.ports import ArtifactStore, Registry

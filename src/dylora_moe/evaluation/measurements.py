@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dylora_moe.evaluation.reading import as_float, as_int, as_text
+from dylora_moe.build.json_values import as_float, as_int, as_text
 from dylora_moe.records import Event
 
 Owners = Sequence[int | None]

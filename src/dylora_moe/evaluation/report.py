@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dylora_moe.build.json_values import as_mapping
 from dylora_moe.errors import PoolError, StorageFullError
 from dylora_moe.evaluation.document import Document, compose, panels_of
 from dylora_moe.evaluation.files import write_whole
@@ -18,7 +19,6 @@ from dylora_moe.evaluation.history import History, collect
 from dylora_moe.evaluation.html import to_html
 from dylora_moe.evaluation.markdown import to_markdown
 from dylora_moe.evaluation.matrix import Matrices, build_matrices
-from dylora_moe.evaluation.reading import as_mapping
 from dylora_moe.evaluation.summary import Summary, summary
 from dylora_moe.evaluation.table import as_records
 from dylora_moe.ports import ArtifactStore, Registry

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dylora_moe.build.json_values import as_float, as_floats, as_int, as_mapping, as_text
 from dylora_moe.errors import ArtifactError
-from dylora_moe.evaluation.reading import as_float, as_floats, as_int, as_mapping, as_text
 from dylora_moe.ports import ArtifactStore
 from dylora_moe.records import Artifact
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dylora_moe.evaluation.reading import (
+from dylora_moe.build.json_values import (
     as_float,
     as_floats,
     as_int,

@@ -9,6 +9,7 @@ from starlette.testclient import TestClient
 
 from dylora_moe.serving.http.app import create_app
 from dylora_moe.serving.http.guard import PUBLIC, host_name
+from dylora_moe.serving.http.page import page_paths
 from dylora_moe.serving.served import Served
 from tests.serving.http.conftest import KEY, error_of, settings
 
@@ -47,12 +48,15 @@ def test_every_route_is_public_or_needs_a_key(keyed: FastAPI, outside: TestClien
     paths = {path for _, path in routes}
     assert paths >= {*PUBLIC, "/openapi.json", "/metrics", "/v1/models", "/v1/models/{model}",
                      "/v1/chat/completions", "/v1/completions"}  # fmt: skip
+    public = PUBLIC | page_paths()
     for method, path in routes:
         status = outside.request(method, path.replace("{model}", "letters")).status_code
-        assert (status == 401) == (path not in PUBLIC), (method, path, status)
+        assert (status == 401) == (path not in public), (method, path, status)
 
 
-@pytest.mark.parametrize("path", ["/nothing", "/v1/", "//v1/models", "/health/", "/HEALTH", "/"])
+@pytest.mark.parametrize(
+    "path", ["/nothing", "/v1/", "//v1/models", "/health/", "/HEALTH", "/page/", "/page//style.css"]
+)
 def test_what_is_no_route_needs_a_key_too(path: str, outside: TestClient) -> None:
     response = outside.get(path, follow_redirects=False)
     assert response.status_code == 401

@@ -5,12 +5,12 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.patches import Patch
 
+from dylora_moe.build.run_logs import keys_with
 from dylora_moe.evaluation.figures.canvas import Panel, ReportFigure, draw, legend_below, shorten
 from dylora_moe.evaluation.figures.identity import expert_line, expert_places
 from dylora_moe.evaluation.figures.style import expert_colour, expert_hatch, light
 from dylora_moe.evaluation.figures.timelines import Line, timeline_panel
 from dylora_moe.evaluation.history import History
-from dylora_moe.evaluation.runs import keys_with
 from dylora_moe.evaluation.traffic import usage_after
 from dylora_moe.records import BASE_NAME
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
+from dylora_moe.build.run_logs import Run, timeline
 from dylora_moe.evaluation.figures.canvas import Panel, draw, legend_below, shorten
 from dylora_moe.evaluation.figures.style import light
-from dylora_moe.evaluation.runs import Run, timeline
 
 
 @dataclass(frozen=True, slots=True)

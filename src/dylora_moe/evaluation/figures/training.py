@@ -5,13 +5,13 @@ from __future__ import annotations
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from dylora_moe.build.run_logs import Run, keys_with, summed
 from dylora_moe.evaluation.figures.canvas import Panel, ReportFigure, draw, legend_below, shorten
 from dylora_moe.evaluation.figures.identity import expert_line
 from dylora_moe.evaluation.figures.style import CYCLE, light
 from dylora_moe.evaluation.figures.timelines import Line, timeline_panel
 from dylora_moe.evaluation.history import History
 from dylora_moe.evaluation.quantities import plural
-from dylora_moe.evaluation.runs import Run, keys_with, summed
 
 MAX_RUNS = 24
 """More panels of losses than this say less, not more."""

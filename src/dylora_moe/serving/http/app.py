@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from fastapi import APIRouter, FastAPI
 
 from dylora_moe import __version__
-from dylora_moe.serving.http import errors, generation, health, models, monitoring
+from dylora_moe.serving.http import errors, generation, health, models, monitoring, overview, page
 from dylora_moe.serving.http.asking import Asking
 from dylora_moe.serving.http.guard import LOOPBACK_NAMES, PUBLIC, Guard
 from dylora_moe.serving.http.journal import Journal
@@ -47,7 +47,7 @@ def create_app(
         keys: one of which a client needs; none are asked for where there are none.
         stopping: set when the server is being stopped.
         groups: further routes.
-        public: paths that need no key.
+        public: paths that need no key, besides the page's.
     """
     stopping = stopping or Stopping()
     metrics = Metrics(served, settings.engine.tokens)
@@ -83,6 +83,8 @@ def create_app(
         models.router(served),
         generation.router(served, asking, metrics, settings.log.prompts),
         monitoring.router(metrics),
+        overview.router(served, metrics, settings.inbox.enabled),
+        page.router(),
         *groups,
     ):
         app.include_router(routes)
@@ -95,7 +97,8 @@ def create_app(
         seconds=limits.stall_seconds,
         requests=limits.requests,
     )
-    app.add_middleware(Guard, keys=keys, hosts=own_names(settings, keys), public=public)
+    open_paths = page.page_paths().union(public)
+    app.add_middleware(Guard, keys=keys, hosts=own_names(settings, keys), public=open_paths)
     app.add_middleware(Journal, on_request=metrics.request)
     return app
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dylora_moe.build.pool import Pool
+from dylora_moe.build.run_logs import read_runs
 from dylora_moe.config import LearnSettings, NoveltySettings
 from dylora_moe.errors import DataError
 from dylora_moe.evaluation.continual.arms.arm import ArmKind, Setting
@@ -44,7 +45,6 @@ from dylora_moe.evaluation.continual.results import (
 )
 from dylora_moe.evaluation.continual.streams import STREAMS, Stream
 from dylora_moe.evaluation.files import write_whole
-from dylora_moe.evaluation.runs import read_runs
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.records import Arrival
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dylora_moe.evaluation.reading import as_float, as_mapping, as_text
+from dylora_moe.build.json_values import as_float, as_mapping, as_text
 
+LOG = "metrics.jsonl"
 HISTOGRAM_KEY = "packed_sequence_length_histogram"
 _PLACE = ("time", "phase", "step", "epoch", "warning")
 
@@ -45,7 +46,8 @@ class PhaseSpan:
 @dataclass(frozen=True, slots=True)
 class Run:
     """One run: `number` and `name` are those of its step, if one is known; `damaged` counts the
-    lines that could not be read."""
+    lines that could not be read; `started` is the time of its first line, seconds since the epoch.
+    """
 
     run_id: str
     number: int | None
@@ -55,6 +57,7 @@ class Run:
     histogram: Histogram | None
     warnings: tuple[str, ...] = ()
     damaged: int = 0
+    started: float | None = None
 
     @property
     def label(self) -> str:
@@ -84,14 +87,25 @@ def read_runs(root: Path, steps: Mapping[str, tuple[int, str]]) -> tuple[Run, ..
     if not folder.is_dir():
         return ()
     found: list[tuple[float, float, str, Run]] = []
-    for path in sorted(folder.glob("*/metrics.jsonl")):
+    for path in sorted(folder.glob(f"*/{LOG}")):
         run_id = path.parent.name
-        lines, damaged = _lines(path)
         number, name = steps.get(run_id, (None, run_id))
-        started = as_float(lines[0].get("time")) if lines else None
+        run = read_run(path.parent, number, name)
         place = math.inf if number is None else float(number)
-        found.append((place, started or 0.0, run_id, _run(run_id, number, name, lines, damaged)))
+        found.append((place, run.started or 0.0, run_id, run))
     return tuple(item[-1] for item in sorted(found, key=lambda item: item[:3]))
+
+
+def read_run(folder: Path, number: int | None = None, name: str | None = None) -> Run:
+    """The run in a folder; one without a line where it has logged nothing yet.
+
+    Args:
+        folder: of the run; named by its id.
+        number, name: of the run's step, where one is known; its id where None.
+    """
+    log = folder / LOG
+    lines, damaged = _lines(log) if log.is_file() else ([], 0)
+    return _run(folder.name, number, name or folder.name, lines, damaged)
 
 
 def timeline(runs: Sequence[Run], key: str) -> list[tuple[Run, list[float], list[float]]]:
@@ -167,6 +181,7 @@ def _run(
         histogram=summed(histograms),
         warnings=tuple(warnings),
         damaged=damaged,
+        started=as_float(lines[0].get("time")) if lines else None,
     )
 
 
