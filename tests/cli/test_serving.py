@@ -15,8 +15,10 @@ import httpx
 import pytest
 
 from dylora_moe.cli import opening
-from dylora_moe.cli.serving import hints
-from dylora_moe.errors import PoolError
+from dylora_moe.cli.serving import hints, take_back
+from dylora_moe.errors import PoolError, QueueFullError
+from dylora_moe.serving.commands import Work
+from dylora_moe.serving.engine.notes import Note
 from tests.cli.conftest import Cli
 from tests.docs_reading import ROOT
 from tests.serving import doubles
@@ -188,3 +190,19 @@ def test_a_port_that_is_taken_is_one_line(cli: Cli, tmp_path: Path) -> None:
 def test_the_hint_shows_the_key_only_where_one_is_needed() -> None:
     assert "Authorization" in "\n".join(hints("pool", "http://x", True))
     assert "Authorization" not in "\n".join(hints("pool", "http://x", False))
+
+
+def test_a_version_that_failed_its_trial_is_taken_out_of_the_pool_itself() -> None:
+    asked: list[Work] = []
+
+    class Doing:
+        def submit(self, work: Work) -> None:
+            if asked:
+                raise QueueFullError("32 jobs wait", 5.0)
+            asked.append(work)
+
+    numbers = {"expert": "letters", "expert_id": "expert_1", "version": 3, "back_to": 2}
+    note = Note("canary rolled back", "letters@3 is taken back", numbers)
+    for _ in range(2):
+        take_back(Doing(), note)  # type: ignore[arg-type]
+    assert asked == [Work("promote", "letters", ("expert_1", "2"))]

@@ -13,7 +13,7 @@ import typer
 from dylora_moe.cli import opening
 from dylora_moe.cli.options import Device, Dtype, PoolFolder
 from dylora_moe.cli.output import command
-from dylora_moe.errors import ConfigError, UnavailableError
+from dylora_moe.errors import ConfigError, DyLoRAError, UnavailableError
 from dylora_moe.records import BASE_NAME
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from dylora_moe.serving.engine.notes import Note
     from dylora_moe.serving.http.server import Server
     from dylora_moe.serving.inbox import InboxWriter
+    from dylora_moe.serving.jobs import Jobs
     from dylora_moe.serving.served import Served
     from dylora_moe.serving.settings import ServeSettings
 
@@ -96,6 +97,7 @@ def _serve(
     write_logs(settings.log.file)
     errors: list[str] = []
     writers: list[InboxWriter] = []
+    jobs: list[Jobs] = []
 
     def noted(note: Note) -> None:
         if note.kind == "error":
@@ -103,12 +105,15 @@ def _serve(
         if note.kind == "strange" and writers:
             writers[0].offer(note.turns)
         log_note(note)
+        if note.kind == "canary rolled back" and jobs:
+            take_back(jobs[0], note)
 
     with bound(settings.host, settings.port) as listening:
         served = opening.open_served(
             asked.pool, settings, device=asked.device, dtype=asked.dtype, on_note=noted
         )
         writers += _writers(served, settings)
+        jobs += [] if served.jobs is None else [served.jobs]
         stopping, url = Stopping(), url_of(listening)
         app = create_app(served, settings, keys, stopping=stopping, groups=managing.routers(served))
         say(f"serving {served.name} at {url}; loading the pool (Ctrl-C ends it)")
@@ -130,6 +135,19 @@ def _serve(
             "off; drain_seconds in the settings gives them longer"
         )
     say("stopped; everything that ran was finished")
+
+
+def take_back(jobs: Jobs, note: Note) -> None:
+    """Has the pool itself put the version before a failed trial into service; the engine answers by
+    it already. Neither waits nor raises."""
+    from dylora_moe.serving.commands import Work
+    from dylora_moe.serving.http.logs import log_event
+
+    expert, version = str(note.numbers["expert_id"]), str(note.numbers["back_to"])
+    try:
+        jobs.submit(Work("promote", str(note.numbers["expert"]), (expert, version)))
+    except DyLoRAError as error:
+        log_event("error", message=f"{expert}@{version} could not be put into service: {error}")
 
 
 def _writers(served: Served, settings: ServeSettings) -> list[InboxWriter]:

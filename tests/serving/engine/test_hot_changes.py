@@ -102,7 +102,8 @@ def test_a_version_that_is_worse_is_taken_back_for_all_who_ask_from_then_on(
     better()
     engine.run()
     (note,) = [note for note in engine.notes if note.kind == "canary rolled back"]
-    assert note.numbers == {"expert": "letters", "version": 2, "back_to": 1}
+    expected = {"expert": "letters", "expert_id": "expert_1", "version": 2, "back_to": 1}
+    assert note.numbers == expected
     heard = engine.answers(*[Request("abcdef", Choice("letters"), max_tokens=4)] * 6)
     assert {h.end.provenance.version for h in heard if h.end.provenance} == {1}
     routed, _ = engine.ask(Request("abcdef", max_tokens=4))

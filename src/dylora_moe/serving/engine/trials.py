@@ -134,7 +134,7 @@ class Trials:
                 continue
             self._stop(expert_id)
             alias = self._versions.alias(expert_id)
-            numbers = {"expert": alias, "version": canary.new, "back_to": canary.old}
+            numbers = {"expert": alias, "version": canary.new}
             if canary.state == "passed":
                 message = f"{alias}@{canary.new} is in service: {canary.reason}"
                 self._on_note(Note("canary promoted", message, numbers))
@@ -142,6 +142,7 @@ class Trials:
             # At once for whoever asks from now on; the pool itself is taken back by its command.
             self._refused[expert_id] = canary.new, canary.old
             message = f"{alias}@{canary.new} is taken back: {canary.reason}"
+            numbers |= {"expert_id": expert_id, "back_to": canary.old}
             self._on_note(Note("canary rolled back", message, numbers))
 
     def _stop(self, expert_id: str) -> None:
