@@ -126,3 +126,7 @@ def test_its_own_page_may_ask(client: TestClient) -> None:
 def test_names_of_hosts_are_read_without_their_ports() -> None:
     assert host_name("[::1]:80") == "::1"
     assert host_name("Pool.local:80") == "pool.local"
+
+
+def test_nothing_joins_the_public_paths_by_the_way() -> None:
+    assert {"/health", "/ready", "/version"} == PUBLIC
