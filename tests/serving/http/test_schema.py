@@ -15,7 +15,7 @@ OWN = {"host": "localhost"}
 LABELS = (
     "POST /v1/chat/completions", "POST /v1/completions", "GET /v1/models", "GET /v1/models/{model}",
     "GET /health", "GET /ready", "GET /version", "GET /metrics",
-    # What needs a model is held to this law with one (`test_overview`).
+    # The double has no model: what needs one is held to this law with one (`test_overview`).
     "GET /v1/pool", "GET /v1/pool/now", "GET /v1/pool/scores", "GET /v1/pool/runs",
     "GET /v1/pool/runs/{run}", "GET /v1/pool/events",
 )  # fmt: skip
