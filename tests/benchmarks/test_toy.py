@@ -21,8 +21,9 @@ BENCHMARKS = run_all.scripts()
 NO_BENCHMARKS = {
     "ablations",
     "held_out",
-    "novelty_choices",
     "hostile",
+    "neighbours",
+    "novelty_choices",
     "parts",
     "pieces",
     "real_skills",

@@ -21,8 +21,9 @@ from tests.cli.conftest import Cli
 COMMANDS = {
     "init", "plan", "learn", "eval", "generate", "chat", "report", "doctor",
     "experts list", "experts show", "experts import", "experts export", "experts rename",
-    "experts rollback", "experts remove", "data preview", "data sample",
-    "bench continual", "tune",
+    "experts rollback", "experts promote", "experts remove", "data preview", "data sample",
+    "bench continual", "tune", "serve",
+    "inbox list", "inbox show", "inbox export", "inbox confirm", "inbox drop",
 }  # fmt: skip
 
 HEAVY = ("torch", "transformers", "peft", "matplotlib", "sklearn", "datasets", "sqlalchemy")
@@ -38,7 +39,7 @@ def paths(command: object = None, path: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def test_the_commands_are_those_of_the_manual() -> None:
-    groups = {(), ("experts",), ("data",), ("bench",)}
+    groups = {(), ("experts",), ("data",), ("bench",), ("inbox",)}
     assert {" ".join(path) for path in paths() if path not in groups} == COMMANDS
 
 
@@ -55,7 +56,7 @@ def test_every_help_renders_and_loads_no_model_library() -> None:
     asked = [sys.executable, "-c", script, json.dumps(every), json.dumps(HEAVY)]
     done = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Usage:") == len(every) == len(COMMANDS) + 4
+    assert done.stdout.count("Usage:") == len(every) == len(COMMANDS) + 5
 
 
 def test_help_takes_less_than_a_second() -> None:
