@@ -47,12 +47,12 @@ _GOALS = {"attention": 0.9, "all-linear": 0.8}
 def measure_speed(pool: Path, options: Options, prompts: Sequence[str]) -> dict[str, Any]:
     """One client, sixteen clients, and sixteen on the base alone, all on one server; which then
     gets a SIGTERM while it answers."""
-    tokens, each = (8, 2) if options.toy else (48, 4)
+    tokens, each = (8, 2) if options.toy else (32, 2)
     with Server(pool, options) as server:
         # What is met for the first time is slower: buffers, kernels, experts' files.
         load(server.url, repeated(prompts, pool.name, tokens, CLIENTS), CLIENTS)
         load(server.url, repeated(prompts, "base", tokens, CLIENTS), CLIENTS)
-        alone = load(server.url, repeated(prompts, pool.name, tokens, 2 * each), 1)
+        alone = load(server.url, repeated(prompts, pool.name, tokens, 4 * each), 1)
         routed, base = [], []
         for _ in range(1 if options.toy else 2):
             for model, found in ((pool.name, routed), ("base", base)):
@@ -214,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "benchmark": "serving",
         "title": "Serving under load",
         "compared": f"a pool with {EXPERTS} random experts of rank {workload.RANK} above the tap, "
-        "prompts of four synthetic skills, greedy answers of 48 tokens, streamed; server and "
+        "prompts of four synthetic skills, greedy answers of 32 tokens, streamed; server and "
         "clients are processes of one machine; the bare prefill is the base's forward pass over "
         "the same prompts in a process alone; a change of the pool and its answers in fp32",
         "command": "python benchmarks/serving.py"
