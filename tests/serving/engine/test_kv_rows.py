@@ -18,8 +18,8 @@ PROMPTS = ([9, 20, 31], [40, 41, 42, 43, 44, 45, 46, 47, 48, 49, 50], [60, 7], [
 class Rows:
     """Continues prompts greedily in one cache, in whatever order they come and go."""
 
-    def __init__(self, model: PreTrainedModel, most: int = 4) -> None:
-        self.model, self.cache = model, RowsCache(most)
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model, self.cache = model, RowsCache()
         self.rows: list[list[int]] = []
         self.lengths: list[int] = []
 
@@ -93,7 +93,7 @@ def test_rows_that_come_and_go_are_each_as_alone(family: str) -> None:
 
 def test_a_cache_that_is_full_grows_and_one_that_has_free_columns_moves() -> None:
     model = tiny()
-    rows = Rows(model, most=2)
+    rows = Rows(model)
     rows.join(PROMPTS[0])
     for step in range(200):
         rows.step()
@@ -106,7 +106,7 @@ def test_a_cache_that_is_full_grows_and_one_that_has_free_columns_moves() -> Non
 
 
 def test_only_the_columns_of_rows_that_are_there_are_counted() -> None:
-    rows = Rows(tiny(), most=3)
+    rows = Rows(tiny())
     rows.join(PROMPTS[1])
     rows.join(PROMPTS[2])
     assert (rows.cache.rows, rows.cache.columns) == (2, len(PROMPTS[1]))
@@ -118,3 +118,18 @@ def test_only_the_columns_of_rows_that_are_there_are_counted() -> None:
     rows.join(PROMPTS[3])
     rows.step()
     assert rows.rows[0] == alone(rows.model, PROMPTS[3], 2)
+
+
+def test_the_buffers_follow_what_is_there() -> None:
+    rows = Rows(tiny())
+    rows.join(list(range(5, 65)))
+    one = rows.cache.bytes
+    for _ in range(3):
+        rows.join(PROMPTS[0])
+    assert rows.cache.bytes == 4 * one
+    rows.join(PROMPTS[2])
+    assert rows.cache.bytes == 8 * one
+    for _ in range(5):
+        rows.leave(0)
+    rows.join(PROMPTS[0])
+    assert rows.cache.bytes < one, "a long prompt's place is given back"

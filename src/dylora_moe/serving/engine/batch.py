@@ -41,7 +41,6 @@ class Batch:
     Args:
         live: the pool in memory.
         versions: which adapter is which version.
-        rows: at most.
         on_end: told of every row that ends, and why.
 
     Attributes:
@@ -53,13 +52,12 @@ class Batch:
         self,
         live: LivePool,
         versions: Versions,
-        rows: int,
         on_end: Callable[[Row, Reason], None],
     ) -> None:
         self._live, self._versions, self._on_end = live, versions, on_end
         self.rows: list[Row] = []
         self.screen: Screen | None = None
-        self._cache = RowsCache(rows)
+        self._cache = RowsCache()
         self._gates: Gates | None = None
         self._is_stale = True
         signature = inspect.signature(live.model.model.forward).parameters
@@ -133,7 +131,7 @@ class Batch:
     def end_all(self, reason: Reason, message: str = "") -> None:
         """Takes every row out, without looking at the cache, which may be in any state."""
         rows, self.rows = self.rows, []
-        self._cache = RowsCache(self._cache.most)
+        self._cache = RowsCache()
         self._is_stale = True
         for row in rows:
             self._told_end(row, reason, message)

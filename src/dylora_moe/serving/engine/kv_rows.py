@@ -19,8 +19,8 @@ from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-_COLUMNS = 128
-"""Columns there is room for at first; doubled when they are full."""
+_SPARE = 128
+"""Columns there is room for beyond those in use, a quarter more where they are many."""
 
 
 @dataclass
@@ -47,13 +47,11 @@ class _RowsLayer(CacheLayerMixin):
 
     is_sliding = False
 
-    def __init__(self, window: _Window, like: Tensor, rows: int) -> None:
+    def __init__(self, window: _Window, like: Tensor) -> None:
         super().__init__()
         self._window = window
-        shape = (rows, like.shape[1], _COLUMNS, like.shape[3])
-        # Zeros, not whatever was there: a masked NaN is one all the same.
-        self.keys = like.new_zeros(shape)
-        self.values = like.new_zeros(shape)
+        shape = (0, like.shape[1], 0, like.shape[3])
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.device, self.is_initialized = like.device, True
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -86,16 +84,13 @@ class _RowsLayer(CacheLayerMixin):
 class RowsCache(Cache):
     """Keys and values of the rows of a running batch.
 
-    Rows are numbered from 0 without a gap: where one leaves, the last takes its place.
-
-    Args:
-        most: rows, at most.
+    Rows are numbered from 0 without a gap: where one leaves, the last takes its place. The buffers
+    follow what is there: at most twice its rows and a quarter more than its columns.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self) -> None:
         super().__init__(layers=[])
         self.layers: list[Any] = []
-        self.most = most
         self._window = _Window()
 
     @property
@@ -122,11 +117,15 @@ class RowsCache(Cache):
         """
         parts = [(layer.keys, layer.values) for layer in source.layers]
         width, window = max(lengths), self._window
-        if not self.layers:
-            self.layers = [_RowsLayer(window, keys, self.most) for keys, _ in parts]
         if not window.rows:
+            # Made anew, so that what one long prompt took is given back.
+            self.layers = [_RowsLayer(window, keys) for keys, _ in parts]
             window.start = window.end = 0
-        self._make_end(width)
+        rows, columns = self._room
+        if window.rows + len(lengths) > rows or max(width, window.end) >= columns:
+            self._move(max(width, self.columns), window.rows + len(lengths))
+        elif window.end < width:
+            self._move(width, window.rows)
         first, last = window.rows, window.rows + len(lengths)
         for layer, (keys, values) in zip(self._parts(), parts, strict=True):
             for buffer, new in zip(layer.buffers(), (keys, values), strict=True):
@@ -150,8 +149,8 @@ class RowsCache(Cache):
     def before_step(self) -> Bool[Tensor, "rows columns"]:
         """Makes room for one more column and says what of each row is real, it included."""
         window = self._window
-        if window.end == self._room:
-            self._move(self.columns)
+        if window.end == self._room[1]:
+            self._move(self.columns, window.rows)
         columns = torch.arange(window.start, window.end + 1)
         return columns >= torch.tensor(window.begins)[:, None]
 
@@ -159,41 +158,35 @@ class RowsCache(Cache):
         """The column that was written counts from now on."""
         self._window.end += 1
 
-    def clear(self) -> None:
-        """Takes every row out; the buffers stay."""
-        self._window.begins.clear()
-        self._window.start = self._window.end = 0
-
     def _parts(self) -> list[_RowsLayer]:
         return [layer for layer in self.layers if isinstance(layer, _RowsLayer)]
 
     @property
-    def _room(self) -> int:
-        return self._parts()[0].buffers()[0].shape[2] if self.layers else 0
+    def _room(self) -> tuple[int, int]:
+        """Rows and columns that the buffers hold."""
+        shape = self._parts()[0].buffers()[0].shape
+        return shape[0], shape[2]
 
-    def _make_end(self, width: int) -> None:
-        """Has so many columns before the one that is written next."""
-        window = self._window
-        if window.end < width:
-            self._move(width)
-
-    def _move(self, end: int) -> None:
-        """Moves what is there so that it ends before this column, with as much room behind it."""
-        window, room = self._window, self._room
-        while room < 2 * (end + 1):
-            room *= 2
+    def _move(self, end: int, rows: int) -> None:
+        """Moves what is there so that it ends before this column, with room for so many rows and
+        for what is to come."""
+        window, there = self._window, self._room[0]
+        while there < rows:
+            there = max(1, 2 * there)
+        room = end + max(_SPARE, end // 4)
         for layer in self._parts():
-            layer.keys = _moved(layer.buffers()[0], window, room, end)
-            layer.values = _moved(layer.buffers()[1], window, room, end)
+            layer.keys = _moved(layer.buffers()[0], window, there, room, end)
+            layer.values = _moved(layer.buffers()[1], window, there, room, end)
         by = end - window.end
         window.begins = [begin + by for begin in window.begins]
         window.start, window.end = window.start + by, end
 
 
-def _moved(buffer: Tensor, window: _Window, room: int, end: int) -> Tensor:
-    """A buffer with so much room whose columns in use end there."""
+def _moved(buffer: Tensor, window: _Window, rows: int, room: int, end: int) -> Tensor:
+    """A buffer of so many rows and columns whose columns in use end there."""
     used = window.end - window.start
-    rows, groups, _, width = buffer.shape
-    made = buffer.new_zeros(rows, groups, room, width)
-    made[:, :, end - used : end] = buffer[:, :, window.start : window.end]
+    # Zeros, not whatever was there: a masked NaN is one all the same.
+    made = buffer.new_zeros(rows, buffer.shape[1], room, buffer.shape[3])
+    kept = buffer[: window.rows, :, window.start : window.end]
+    made[: window.rows, :, end - used : end] = kept
     return made

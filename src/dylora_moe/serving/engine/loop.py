@@ -62,7 +62,7 @@ class Loop:
         self._screen_of, self._on_note = screen_of, on_note
         self.live = pool.live
         self.versions = Versions(self.live, pool.registry, pool.artifacts)
-        self._batch = Batch(self.live, self.versions, limits.rows, self._ended)
+        self._batch = Batch(self.live, self.versions, self._ended)
         self._trials = Trials(self.live, self.versions, canary, on_note)
         self._looked, self._not_before = time.monotonic(), 0.0
         self._screen()
