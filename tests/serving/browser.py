@@ -19,8 +19,10 @@ def browser_path() -> str:
     """The browser's program; skips the test where there is none and none was promised."""
     named = os.environ.get(NAMED)
     if named:
-        assert shutil.which(named), f"{NAMED} is {named}, and there is no such program"
-        return named
+        # Playwright takes a path, people a name.
+        path = shutil.which(named)
+        assert path, f"{NAMED} is {named}, and there is no such program"
+        return path
     found = next((path for name in KNOWN if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip(f"no Chromium; install one, or name it in {NAMED}")
