@@ -73,8 +73,8 @@ def test_help_takes_no_longer_than_a_moment() -> None:
             check=True,
         )
         found.append(spent() - before)
-    # Time of the processor, the best of three: the wall's depends on what else the machine does, and
-    # a core that is shared takes half as long again (0.45 s on one machine alone, 0.7 on a slow one).
+    # Time of the processor, the best of three: the wall's depends on what else the machine does,
+    # and a core that is shared takes half as long again (0.45 s on one machine, 0.7 on another).
     assert min(found) < 1.5
 
 
