@@ -12,7 +12,7 @@ from dylora_moe.config import learn_settings
 from dylora_moe.foundation.base import Base
 from dylora_moe.text.synthetic import sample_stream
 
-pytestmark = [pytest.mark.real, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.real, pytest.mark.timeout(1800)]
 
 _SHORT = ("seeding=null", "consolidation.epochs=2", "generate_scores=4", "gate.tolerance=0.1")
 
