@@ -118,7 +118,7 @@ def test_every_option_named_alone_belongs_to_some_command(page: Path) -> None:
 @pages
 def test_every_make_target_exists(page: Path) -> None:
     makefile = (docs.ROOT / "Makefile").read_text("utf-8")
-    targets = set(re.findall(r"^([a-z]+):", makefile, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
     variables = set(re.findall(r"^([A-Z_]+) \?=", makefile, re.MULTILINE))
     spoken = [words[1:] for words in docs.shell_lines(page) if words[0] == "make"]
     spoken += [span.split()[1:] for span in docs.spans(page) if span.startswith("make ")]

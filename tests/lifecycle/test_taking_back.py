@@ -79,8 +79,8 @@ def test_a_training_that_is_thrown_away_leaves_nothing_in_the_gate(
     seen: list[dict[str, Any]] = []
     teach, adapt = consolidating.teach, consolidating.adapt_router
 
-    def spoil(*given: Any) -> Any:
-        outcome = teach(*given)
+    def spoil(*given: Any, **options: Any) -> Any:
+        outcome = teach(*given, **options)
         taught.live.router.correction.delta_W.data.add_(1.0)
         taught.live.router.log_temperature.data.add_(1.0)
         return outcome
