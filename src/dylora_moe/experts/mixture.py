@@ -27,6 +27,7 @@ from dylora_moe.experts.products import (
     gathered,
     pile,
     stack,
+    turned,
 )
 from dylora_moe.experts.ready import Ready, is_few, version
 
@@ -163,18 +164,17 @@ class MixtureLinear(Linear):
     def _stacked(self, x: Tensor, gates: Gates, names: tuple[str, ...]) -> Tensor:
         """Without a graph: stacks are kept, and weights that all rows share are in them."""
         matrices = self._matrices(names)
-        ranks = sum(self.r[name] for name in names)
-        few = is_few(x, ranks)
+        few = is_few(x, sum(self.r[name] for name in names))
         dtype = torch.float32 if few else x.dtype
-        downs, ups = stack(matrices, dtype) if few else self._stacks(names, matrices, dtype)
+        downs, ups = turned(matrices, dtype) if few else self._stacks(names, matrices, dtype)
         gate = None
         if gates.uniform and len(names) == 1:
             ups = ups * self.scaling[names[0]]
         elif gates.weights.dim() == 2 and gates.weights.shape[0] == 1:
-            ups = ups * self._along_rank(x, gates, names).view(-1, ups.shape[1])[:1].to(dtype)
+            ups = ups * self._along_rank(x, gates, names).view(-1, ups.shape[0])[:1].t().to(dtype)
         else:
             gate = self._along_rank(x, gates, names).to(dtype)
-        ups, revision = ups.t().contiguous(), self._slot.revision
+        revision = self._slot.revision
         ready = Ready(x, revision, matrices, downs, ups, gate, _frozen(self.base_layer))
         if not self._learns(names):
             gates.kept[self] = ready
@@ -230,13 +230,14 @@ class MixtureLinear(Linear):
     def _stacks(
         self, names: tuple[str, ...], matrices: tuple[Tensor, ...], dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
+        """`A`s below one another and `B`s turned, below one another too."""
         if self._learns(names):
-            return stack(matrices, dtype)
+            return turned(matrices, dtype)
         # A model that was moved has its matrices elsewhere.
         place = matrices[0].device, matrices[0].data_ptr()
         key = (names, dtype, place, self._slot.revision, version(matrices))
         if self._kept is None or self._kept_key != key:
-            self._kept, self._kept_key = stack(matrices, dtype), key
+            self._kept, self._kept_key = turned(matrices, dtype), key
         return self._kept
 
 

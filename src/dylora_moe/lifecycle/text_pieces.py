@@ -62,7 +62,8 @@ class RowText:
     """The text of one row: the pieces together are the answer.
 
     Held back is what a later token may still change: half a character, and what may become the
-    beginning of a text that ends the answer.
+    beginning of a text that ends the answer. Each token is decoded with the one or two before it
+    and not with the whole answer, whose cost would grow with the square of its length.
 
     Args:
         tokenizer: that the tokens are of.
@@ -74,9 +75,15 @@ class RowText:
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, endings: Sequence[str]) -> None:
         self._tokenizer, self._endings = tokenizer, endings
+        self._stop = stop_token_id(tokenizer)
+        # Spaces that are mended by what follows them need the whole answer.
+        self._moves = not tokenizer.clean_up_tokenization_spaces
         self._tokens: list[int] = []
-        self._sent = 0
-        self.stopped = False
+        # Tokens before `_read` are settled; those from `_from` on are decoded again, as what
+        # stands before a token may decide whether it begins with a space.
+        self._from = self._read = self._given = 0
+        self._held = ""
+        self._is_over = self.stopped = False
 
     def take(self, tokens: Sequence[int], ended: bool) -> str:
         """What new tokens settle.
@@ -85,17 +92,35 @@ class RowText:
             tokens: in their order, the stop token among them.
             ended: nothing follows.
         """
-        self._tokens.extend(tokens)
-        whole = text_of(self._tokenizer, self._tokens, ())
-        text = _until(whole, self._endings)
-        self.stopped = self.stopped or len(text) < len(whole)
-        settled = len(text)
+        if not self._is_over:
+            self._tokens += itertools.takewhile(lambda token: token != self._stop, tokens)
+            self._is_over = self._stop in tokens
+        ended = ended or self._is_over
+        text = self._held + self._settled(ended)
+        if self.stopped:
+            return ""
+        piece = _until(text, self._endings)
+        self.stopped = len(piece) < len(text)
+        self._held = ""
         if not (ended or self.stopped):
-            text = text.rstrip(_HALF_A_CHARACTER)
-            settled = len(text) - max((_overlap(text, e) for e in self._endings), default=0)
-        piece = text[self._sent : settled]
-        self._sent = max(self._sent, settled)
+            kept = len(text) - max((_overlap(text, e) for e in self._endings), default=0)
+            piece, self._held = text[:kept], text[kept:]
         return piece
+
+    def _settled(self, ended: bool) -> str:
+        """What was not given yet of the text that no later token changes."""
+        text = self._decoded(self._from)
+        whole = text if ended else text.rstrip(_HALF_A_CHARACTER)
+        new = whole[self._given :]
+        self._given = max(self._given, len(whole))
+        # Behind tokens without a text (special ones) the next would be decoded as if it came first.
+        if self._moves and len(whole) == len(text) and (after := self._decoded(self._read)):
+            self._from, self._read = self._read, len(self._tokens)
+            self._given = len(after)
+        return new
+
+    def _decoded(self, start: int) -> str:
+        return str(self._tokenizer.decode(self._tokens[start:], skip_special_tokens=True))
 
 
 def _until(text: str, endings: Sequence[str]) -> str:

@@ -225,7 +225,8 @@ class Batch:
         return self._gates
 
     def _gates_of(self, rows: Sequence[Row]) -> Gates | None:
-        refs = list(dict.fromkeys(ref for row in rows for ref in row.weights))
+        # In an order of their own, whoever came first: layers keep the stack of one set of experts.
+        refs = sorted({ref for row in rows for ref in row.weights})
         if not refs:
             return None
         names = tuple(self._versions.adapter(ref) for ref in refs)
