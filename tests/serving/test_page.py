@@ -71,12 +71,12 @@ def opened(browser: Browser, url: str) -> Iterator[Open]:
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
         page.set_default_timeout(PATIENCE)
-        # A refused key is said by the browser too.
+        # A refused key and a server that is not ready are said by the browser too.
         page.on(
             "console",
             lambda told: (
                 complaints.append(told.text)
-                if told.type == "error" and "401" not in told.text
+                if told.type == "error" and not re.search("401|503", told.text)
                 else None
             ),
         )
@@ -230,6 +230,38 @@ def test_a_change_of_the_pool_is_seen_without_a_reload(opened: Open, pool: Pool)
         pool.rename("numbers", "digits")
 
 
+def test_what_could_not_be_had_is_asked_for_again(opened: Open) -> None:
+    refused = {"**/v1/pool/map", "**/v1/pool/scores"}
+
+    def once(name: str) -> Callable[[Route], None]:
+        def answer(route: Route) -> None:
+            if name in refused:
+                refused.remove(name)
+                route.fulfill(status=503, json={"error": {"message": "not yet"}})
+            else:
+                route.continue_()
+
+        return answer
+
+    page = opened(before=lambda page: [page.route(name, once(name)) for name in list(refused)])
+    assert not refused
+    expect(page.get_by_role("table", name=re.compile("after each change"))).to_be_visible()
+    expect(page.get_by_label("Answered by").locator("option")).to_have_count(4)
+
+
+def test_a_key_that_no_header_takes_is_asked_for_again(
+    opened: Open, serve: Callable[..., str]
+) -> None:
+    page = opened(serve(keys=[KEY]), loaded=False)
+    dialog = page.get_by_role("dialog", name="An API key is needed")
+    dialog.get_by_label("API key").fill("\u20ac")
+    dialog.get_by_role("button", name="Go on").click()
+    expect(dialog).to_contain_text("without accents")
+    dialog.get_by_label("API key").fill(KEY)
+    dialog.get_by_role("button", name="Go on").click()
+    expect(page.locator("#status")).to_have_text("ready")
+
+
 CLUSTER = {
     "id": "0a1b2c3d", "object": "inbox.cluster", "size": 2, "asked": 5,
     "examples": [{"messages": [{"role": "user", "content": "+-*/"}], "count": 4}],
@@ -261,6 +293,17 @@ def with_inbox(page: Page, sent: list[Any]) -> None:
 
 def test_an_inbox_that_is_off_says_how_it_is_turned_on(opened: Open) -> None:
     expect(opened().locator("#inbox-body")).to_contain_text("inbox.enabled set to true")
+
+
+def test_a_cluster_that_is_gone_says_so(opened: Open) -> None:
+    page = opened(before=lambda page: with_inbox(page, []))
+    page.route(
+        "**/v1/inbox/*",
+        lambda route: route.fulfill(status=503, json={"error": {"message": "no such cluster"}}),
+    )
+    cluster = page.get_by_role("article", name="Cluster 0a1b2c3d")
+    cluster.get_by_role("button", name="Answer and learn").click()
+    expect(cluster.get_by_role("alert")).to_have_text("no such cluster")
 
 
 def test_a_cluster_of_the_inbox_is_answered_and_learned(opened: Open) -> None:

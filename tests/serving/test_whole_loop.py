@@ -61,7 +61,7 @@ def test_unseen_traffic_is_gathered_confirmed_learned_and_answered(folder: Path)
             writers[0].offer(note.turns)
 
     served = opening.open_served(folder, settings, device="cpu", dtype="fp32", on_note=noted)
-    writers.append(InboxWriter(served.pool.inbox, InboxBounds()))
+    writers.append(InboxWriter(served.pool.inbox, InboxBounds(), print))
     served.engine.wait_until_ready(120)  # type: ignore[attr-defined]
     app = create_app(served, settings, groups=managing.routers(served))
     with TestClient(app, base_url="http://127.0.0.1:8000") as http:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from dataclasses import dataclass
@@ -154,11 +155,15 @@ def _writers(served: Served, settings: ServeSettings) -> list[InboxWriter]:
     """What writes strange prompts down: one, or none where they are not to be kept."""
     if not settings.inbox.enabled:
         return []
+    from dylora_moe.serving.http.logs import log_event
     from dylora_moe.serving.inbox import InboxBounds, InboxWriter
+
+    def lost(why: str) -> None:
+        log_event("inbox_lost", logging.WARNING, message=f"prompts are not kept: {why}")
 
     asked = settings.inbox
     bounds = InboxBounds(asked.entries, asked.bytes, asked.redact)
-    return [InboxWriter(served.pool.inbox, bounds)]
+    return [InboxWriter(served.pool.inbox, bounds, lost)]
 
 
 def _put_away(served: Served, writers: list[InboxWriter]) -> None:

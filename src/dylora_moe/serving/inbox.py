@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
 
-from dylora_moe.errors import DyLoRAError
+from dylora_moe.errors import UnavailableError
 from dylora_moe.lifecycle.inbox import (
     InboxCluster,
     Known,
@@ -27,6 +29,8 @@ from dylora_moe.lifecycle.inbox import (
 from dylora_moe.ports import Inbox
 from dylora_moe.records import InboxEntry, Turn
 from dylora_moe.serving.engine.protocol import Engine
+
+T = TypeVar("T")
 
 AT_A_TIME = 16
 """Prompts whose features are taken between two steps of the engine."""
@@ -61,7 +65,7 @@ class InboxView:
         if not entries:
             return ()
         with self._lock:
-            known = self._engine.call(Known.of).result(PATIENCE)
+            known = _waited(self._engine.call(Known.of))
             key = (known.revision, tuple(entries))
             if self._made is None or self._made[0] != key:
                 self._made = (key, cluster_inbox(known, entries, self._features_of(entries)))
@@ -78,9 +82,19 @@ class InboxView:
         for start in range(0, len(missing), AT_A_TIME):
             some = missing[start : start + AT_A_TIME]
             found = self._engine.call(lambda live, some=some: inbox_features(live, some))  # type: ignore[misc]
-            for entry, row in zip(some, found.result(PATIENCE), strict=True):
+            for entry, row in zip(some, _waited(found), strict=True):
                 self._features[entry.key] = row
         return torch.stack([self._features[entry.key] for entry in entries])
+
+
+def _waited(work: Future[T]) -> T:
+    try:
+        return work.result(PATIENCE)
+    except TimeoutError:
+        work.cancel()
+        raise UnavailableError(
+            f"the engine had no time within {PATIENCE:.0f} s; come again later"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +118,22 @@ class InboxWriter:
     Args:
         inbox: of the pool.
         bounds: of it.
+        on_lost: told why prompts are not kept, from any thread: once until one is kept again.
         most_waiting: prompts that may wait for the disk; more are let go.
+
+    Attributes:
+        lost: how many were not kept.
     """
 
-    def __init__(self, inbox: Inbox, bounds: InboxBounds, most_waiting: int = 256) -> None:
-        self._inbox, self._bounds = inbox, bounds
+    def __init__(
+        self,
+        inbox: Inbox,
+        bounds: InboxBounds,
+        on_lost: Callable[[str], None],
+        most_waiting: int = 256,
+    ) -> None:
+        self._inbox, self._bounds, self._on_lost = inbox, bounds, on_lost
+        self._is_losing = False
         self._queue: queue.Queue[tuple[Turn, ...] | None] = queue.Queue(most_waiting)
         self.lost = 0
         self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
@@ -119,12 +144,13 @@ class InboxWriter:
         try:
             self._queue.put_nowait(tuple(turns))
         except queue.Full:
-            self.lost += 1
+            self._lose(f"{self._queue.maxsize} prompts wait for the disk, as many as may")
 
-    def close(self) -> None:
-        """Writes what waits, then ends."""
-        self._queue.put(_END)
-        self._thread.join()
+    def close(self, seconds: float = 30.0) -> None:
+        """Writes what waits, then ends; after so many seconds without it."""
+        with suppress(queue.Full):
+            self._queue.put(_END, timeout=seconds)
+        self._thread.join(seconds)
 
     def _run(self) -> None:
         bounds = self._bounds
@@ -133,6 +159,14 @@ class InboxWriter:
                 self._inbox.put(
                     turns, entries=bounds.entries, size=bounds.size, redact=bounds.redact
                 )
-            except (DyLoRAError, OSError):
+            except Exception as error:
                 # A full disk must not end the server; what it answers matters more.
-                self.lost += 1
+                self._lose(str(error))
+            else:
+                self._is_losing = False
+
+    def _lose(self, why: str) -> None:
+        self.lost += 1
+        if not self._is_losing:
+            self._is_losing = True
+            self._on_lost(why)

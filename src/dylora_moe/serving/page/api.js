@@ -78,7 +78,13 @@ function askForKey(again) {
     byId("key").value = "";
     const keep = (event) => {
       event.preventDefault();
-      sessionStorage.setItem(KEY, byId("key").value.trim());
+      const given = byId("key").value.trim();
+      // A header takes nothing else; sent all the same, it looks as if the server were gone.
+      if (!/^[\x21-\x7e]+$/.test(given)) {
+        byId("key-note").textContent = "A key has letters, digits and signs without accents; give it again.";
+        return;
+      }
+      sessionStorage.setItem(KEY, given);
       dialog.close();
       byId("key-form").removeEventListener("submit", keep);
       asked = null;

@@ -40,9 +40,9 @@ function jobLine(job) {
 
 function clusterCard(cluster) {
   const box = el("div", {});
-  const answer = el("button", { type: "button", class: "quiet", onclick: () => openForm(cluster, box) },
+  const answer = el("button", { type: "button", class: "quiet", onclick: () => openForm(cluster, box).catch((error) => put(box, told(error))) },
     "Answer and learn");
-  const drop = el("button", { type: "button", class: "quiet", onclick: () => dropCluster(cluster, drop) }, "Drop");
+  const drop = el("button", { type: "button", class: "quiet", onclick: () => dropCluster(cluster, drop).catch((error) => put(box, told(error))) }, "Drop");
   return el("article", { class: "cluster", "aria-label": `Cluster ${cluster.id}` },
     el("h3", {}, `${many(cluster.size, "prompt", "prompts")}, asked ${many(cluster.asked, "time", "times")}`),
     el("p", { class: "soft small" }, judged(cluster)),
@@ -61,6 +61,8 @@ function judged({ apart, nearest, separability, lacking }) {
   return `${told[0].toUpperCase()}${told.slice(1)}${more && `; then ${more}`}. `
     + (lacking ? `${many(lacking, "prompt is", "prompts are")} lacking for a verdict.` : "Enough for a verdict.");
 }
+
+const told = (error) => el("p", { role: "alert", class: "small" }, error.message);
 
 const textOf = (prompt) => prompt.messages.map((turn) => turn.content).join("\n");
 

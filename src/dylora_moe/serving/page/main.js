@@ -11,6 +11,9 @@ import { showMap, showScores, startSkills } from "./skills.js";
 const EVERY = 4000;
 let pool = null;
 let scores = null;
+// Revisions that were shown whole: what fails is asked for again at the next look.
+let shown = null;
+let mapped = null;
 
 startAsking();
 startSkills();
@@ -29,21 +32,26 @@ async function beat() {
 
 async function look() {
   const now = await ask("/v1/pool/now");
-  const changed = pool === null || pool.revision !== now.current;
-  if (changed) {
-    pool = await ask("/v1/pool");
-    scores = await ask("/v1/pool/scores");
+  if (shown !== now.current) {
+    [pool, scores] = await Promise.all([ask("/v1/pool"), ask("/v1/pool/scores")]);
     offerModels(pool);
     showScores(scores);
     byId("pool-name").textContent = pool.name;
     document.title = `${pool.name} · DyLoRA-MoE`;
     byId("pool-facts").textContent = `${pool.base}, tap at block ${pool.tap}, ${pool.format} prompts`;
+    shown = now.current;
   }
   showStatus(now);
   showTiles(pool, now, scores);
   showExperts(pool, now);
-  await Promise.all([changed ? ask("/v1/pool/map").then(showMap) : null, lookAtRuns(),
-    lookAtInbox(now.inbox), lookAtEvents()]);
+  await Promise.all([lookAtMap(now), lookAtRuns(), lookAtInbox(now.inbox), lookAtEvents()]);
+}
+
+/** The map is the engine's, which takes a revision up a moment later than the pool has it. */
+async function lookAtMap(now) {
+  if (!now.ready || mapped === now.revision) return;
+  showMap(await ask("/v1/pool/map"));
+  mapped = now.revision;
 }
 
 function showStatus(now) {
