@@ -116,7 +116,8 @@ def _serve(
         writers += _writers(served, settings)
         jobs += [] if served.jobs is None else [served.jobs]
         stopping, url = Stopping(), url_of(listening)
-        app = create_app(served, settings, keys, stopping=stopping, groups=managing.routers(served))
+        groups = managing.routers(served, settings.run_tests)
+        app = create_app(served, settings, keys, stopping=stopping, groups=groups)
         say(f"serving {served.name} at {url}; loading the pool (Ctrl-C ends it)")
         log_event("started", pool=served.name, url=url, keys=len(keys))
 

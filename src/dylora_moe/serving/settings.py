@@ -97,6 +97,7 @@ class ServeSettings(Settings):
     api_key_file: Path | None = None
     temperature: float = Field(default=0.0, ge=0, le=2, description="where a request says none")
     drain_seconds: float = Field(default=30.0, ge=0, description="for what runs at the end")
+    run_tests: bool = Field(default=False, description="Python in rows that are sent")
     limits: LimitSettings = LimitSettings()
     engine: EngineSettings = EngineSettings()
     inbox: InboxSettings = InboxSettings()

@@ -208,6 +208,34 @@ def test_what_is_no_examples_is_refused_and_starts_nothing(
     assert not told
 
 
+TESTED = [
+    {"prompt": "a", "completion": "b", "tests": ["import os"]},
+    {"prompt": "a", "completion": "b", "tests": "import os", "check": "exact"},
+    {"prompt": "a", "completion": "b", "tests": ["import os"], "check": "tests"},
+    {"messages": [{"role": "assistant", "content": "b"}], "tests": ["import os"]},
+]
+
+
+@pytest.mark.parametrize("row", TESTED)
+def test_no_row_that_is_sent_brings_python_unless_it_may(
+    row: dict[str, Any], served: Served, web: TestClient, taught: Pool, told: list[list[str]]
+) -> None:
+    ask(taught)
+    cluster = web.get("/v1/inbox").json()["data"][0]["id"]
+    for path, body in (
+        ("/v1/experts", {"examples": [row]}),
+        (f"/v1/inbox/{cluster}/confirm", {"answers": [row]}),
+        ("/v1/skills/verdict", {"examples": [row]}),
+    ):
+        answer = web.post(path, json=body)
+        assert answer.status_code == 400
+        assert "run_tests" in error_of(answer)["message"]
+    assert web.get("/v1/jobs").json()["data"] == []
+    app = create_app(served, settings(), groups=managing.routers(served, True))
+    with TestClient(app, base_url="http://127.0.0.1:8000") as allowed:
+        assert allowed.post("/v1/experts", json={"examples": [row]}).status_code == 202
+
+
 def test_a_verdict_is_the_pool_s_and_changes_nothing(web: TestClient, taught: Pool) -> None:
     before = fingerprint(taught)
     known = web.post("/v1/skills/verdict", json={"examples": sent(rows(LETTERS, 64, 3))}).json()

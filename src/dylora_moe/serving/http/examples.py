@@ -29,11 +29,17 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-def examples_of(rows: Sequence[dict[str, Any]], param: str = "examples") -> list[Example]:
+def examples_of(
+    rows: Sequence[dict[str, Any]], param: str = "examples", run_tests: bool = False
+) -> list[Example]:
     """The rows, each distinct one once.
 
+    Args:
+        run_tests: whether they may carry tests, which are Python that is run on this machine.
+
     Raises:
-        ApiError: one is malformed, or of another format than the first.
+        ApiError: one is malformed, of another format than the first, or carries tests that it may
+            not.
     """
     found: dict[str, Example] = {}
     kind = None
@@ -49,6 +55,12 @@ def examples_of(rows: Sequence[dict[str, Any]], param: str = "examples") -> list
             raise bad(f"{place}: {error}", place) from None
         except (TypeError, ValueError, AttributeError):
             raise bad(f"{place}: the row is malformed", place) from None
+        if example.tests and not run_tests:
+            message = (
+                f"{place}: tests are Python that the server would run, which it does not; leave "
+                "them out, or have run_tests set in its settings"
+            )
+            raise bad(message, place)
         found.setdefault(example.key, example)
     return list(found.values())
 

@@ -43,8 +43,12 @@ class PromoteBody(Strict):
     version: VersionNumber
 
 
-def router(served: Served) -> APIRouter:
-    """The routes."""
+def router(served: Served, run_tests: bool = False) -> APIRouter:
+    """The routes.
+
+    Args:
+        run_tests: whether examples may carry tests.
+    """
     routes = APIRouter(tags=["experts"])
 
     def find(name: str) -> ExpertVersion:
@@ -83,7 +87,7 @@ def router(served: Served) -> APIRouter:
         overruled."""
         check_overrules(body.into, body.as_new, body.mixed, body.name)
         jobs_of(served)
-        rows = examples_of(body.examples)
+        rows = examples_of(body.examples, run_tests=run_tests)
         # The name of the file is made of what it holds.
         file = served.pool.inbox.confirm("uploaded", rows)
         work = learning(file, name=body.name, into=body.into, as_new=body.as_new, mixed=body.mixed)

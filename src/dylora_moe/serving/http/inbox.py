@@ -38,8 +38,12 @@ class ConfirmBody(Strict):
     mixed: bool = False
 
 
-def router(served: Served) -> APIRouter:
-    """The routes."""
+def router(served: Served, run_tests: bool = False) -> APIRouter:
+    """The routes.
+
+    Args:
+        run_tests: whether answers may carry tests.
+    """
     routes = APIRouter(tags=["inbox"])
 
     @cache
@@ -74,7 +78,7 @@ def router(served: Served) -> APIRouter:
 
         check_overrules(body.into, body.as_new, body.mixed, body.name)
         jobs_of(served)
-        found, rows = find(cluster_id), examples_of(body.answers, "answers")
+        found, rows = find(cluster_id), examples_of(body.answers, "answers", run_tests)
         try:
             answered = checked_answers(rows, prompts_of(found))
         except DataError as error:
