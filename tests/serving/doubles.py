@@ -79,6 +79,9 @@ class DoubleEngine:
         self.requests: list[Request] = []
         self.ended: list[tuple[str, Reason]] = []
         self.refuse: Exception | None = None
+        self.hung = threading.Event()
+        """While it is set, whoever asks waits."""
+        self.asked = 0
         self._waiting: deque[DoubleTicket] = deque()
         self._running: list[DoubleTicket] = []
         self._changed, self._stopping = threading.Condition(), False
@@ -87,6 +90,7 @@ class DoubleEngine:
 
     def submit(self, request: Request, on_event: OnEvent) -> DoubleTicket:
         text = last_text(request)
+        self._hang()
         if self.refuse is not None:
             raise self.refuse
         if text.startswith(LONG):
@@ -118,8 +122,14 @@ class DoubleEngine:
 
     def call(self, work: Callable[[LivePool], T]) -> Future[T]:
         done: Future[T] = Future()
+        self._hang()
         done.set_result(work(cast("LivePool", None)))
         return done
+
+    def _hang(self) -> None:
+        self.asked += 1
+        while self.hung.is_set():
+            time.sleep(0.01)
 
     def drain(self, seconds: float | None = None) -> bool:
         with self._changed:
