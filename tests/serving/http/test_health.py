@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from threading import Thread
+
+import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -7,7 +11,7 @@ from dylora_moe import __version__
 from dylora_moe.serving.http.app import Stopping, create_app
 from dylora_moe.serving.served import Served
 from tests.serving import doubles
-from tests.serving.http.conftest import Ask, error_of, settings
+from tests.serving.http.conftest import Ask, Live, error_of, eventually, settings
 
 
 def test_it_lives_and_is_ready_and_says_its_version(client: TestClient) -> None:
@@ -90,6 +94,47 @@ def test_what_is_unexpected_is_logged_under_the_id_that_is_told(
     errors = [record for record in caplog.records if record.levelname == "ERROR"]
     assert [record.fields["id"] for record in errors] == [number]  # type: ignore[attr-defined]
     assert errors[0].exc_info is not None
+
+
+@pytest.mark.parametrize("error", [TimeoutError("late"), BrokenPipeError("gone"), OSError(28, "x")])
+def test_an_error_of_the_system_is_no_client_that_hung_up(
+    error: OSError, chat: Ask, found: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = found.engine
+    assert isinstance(engine, doubles.DoubleEngine)
+    engine.refuse = error
+    response = chat()
+    late = isinstance(error, TimeoutError)
+    assert response.status_code == (503 if late else 500)
+    assert error_of(response)["code"] == ("unavailable" if late else "internal_error")
+    told = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert late or told[0].exc_info is not None
+
+
+ASKED = {"model": "base", "prompt": "a"}
+
+
+def test_an_engine_that_hangs_holds_up_only_who_asks_it(live: Callable[..., Live]) -> None:
+    server = live()
+    server.engine.hung.set()
+    paths = ["/v1/completions"] * 60 + ["/v1/route"] * 20
+    threads = [
+        Thread(target=httpx.post, args=(server.url + path,),
+               kwargs={"json": {"prompt": "a"} if "route" in path else ASKED, "timeout": 60})
+        for path in paths
+    ]  # fmt: skip
+    for thread in threads:
+        thread.start()
+    try:
+        # Neither waits for the other: so many of each are asked at a time, and no more.
+        eventually(lambda: server.engine.asked >= 8 + 4)
+        for path in ("/ready", "/health", "/metrics", "/v1/models", "/v1/pool/now"):
+            assert httpx.get(server.url + path, timeout=10).status_code == 200
+        assert server.engine.asked == 8 + 4
+    finally:
+        server.engine.hung.clear()
+        for thread in threads:
+            thread.join()
 
 
 def test_every_response_carries_an_id(client: TestClient) -> None:

@@ -13,14 +13,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 
-from starlette.concurrency import run_in_threadpool
-
 from dylora_moe.errors import PoolError
 from dylora_moe.serving.engine.protocol import Engine, Ticket
 from dylora_moe.serving.engine.requests import Finished, Logprobs, Piece, Request
 from dylora_moe.serving.http.errors import ApiError, internal, unknown_model
 from dylora_moe.serving.http.logs import log_event
 from dylora_moe.serving.http.metrics import Metrics
+from dylora_moe.serving.http.threads import Threads
 
 
 @dataclass
@@ -39,11 +38,14 @@ class Answers:
         engine: that gives them.
         requests: one an answer.
         metrics: told of every step.
+        threads: that ask the engine.
     """
 
-    def __init__(self, engine: Engine, requests: Sequence[Request], metrics: Metrics) -> None:
+    def __init__(
+        self, engine: Engine, requests: Sequence[Request], metrics: Metrics, threads: Threads
+    ) -> None:
         self.requests = tuple(requests)
-        self._engine, self._metrics = engine, metrics
+        self._engine, self._metrics, self._threads = engine, metrics, threads
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Piece | Finished]] = asyncio.Queue()
         self._tickets: list[Ticket] = []
@@ -62,7 +64,7 @@ class Answers:
         """
         try:
             # In a thread: encoding a long prompt takes longer than the others should wait.
-            await run_in_threadpool(self._submit)
+            await self._threads.run(self._submit)
         except PoolError as error:
             self.cancel()
             raise unknown_model(error, model) from None

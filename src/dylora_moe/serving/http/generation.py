@@ -12,7 +12,11 @@ from dylora_moe.serving.http.forms import ChatForm, CompletionForm
 from dylora_moe.serving.http.journal import request_id
 from dylora_moe.serving.http.metrics import Metrics
 from dylora_moe.serving.http.responses import Reply
+from dylora_moe.serving.http.threads import Threads
 from dylora_moe.serving.served import Served
+
+AT_ONCE = 8
+"""Requests that are handed to the engine at a time: it encodes one prompt after the other."""
 
 
 def router(
@@ -25,13 +29,13 @@ def router(
         metrics: told of every answer.
         log_prompts: whether prompts and answers go into the log.
     """
-    routes = APIRouter(tags=["answers"])
+    routes, threads = APIRouter(tags=["answers"]), Threads(AT_ONCE)
 
     @routes.post("/v1/chat/completions")
     async def chat_completions(body: ChatBody, request: Request) -> Response:
         """Answers a conversation."""
         requests = asking.chat(body, request_id(request.scope))
-        answers = Answers(served.engine, requests, metrics)
+        answers = Answers(served.engine, requests, metrics, threads)
         form = ChatForm(bool(body.logprobs))
         return await Reply(request, body, answers, form, log_prompts).response()
 
@@ -39,7 +43,7 @@ def router(
     async def completions(body: CompletionBody, request: Request) -> Response:
         """Goes on with a text."""
         requests = asking.completions(body, request_id(request.scope))
-        answers = Answers(served.engine, requests, metrics)
+        answers = Answers(served.engine, requests, metrics, threads)
         echoed = [str(each.prompt) for each in requests] if body.echo else None
         form = CompletionForm(body.logprobs is not None, echoed)
         return await Reply(request, body, answers, form, log_prompts).response()

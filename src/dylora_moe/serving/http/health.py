@@ -24,7 +24,7 @@ def router(served: Served, stopping: Callable[[], bool]) -> APIRouter:
         return {"status": "ok"}
 
     @routes.get("/ready", responses={503: {"description": "It takes no requests."}})
-    def ready(response: Response) -> dict[str, str | int]:
+    async def ready(response: Response) -> dict[str, str | int]:
         """Whether it takes requests; else why not."""
         state = served.engine.state()
         if state.ready and not stopping():

@@ -20,12 +20,17 @@ from dylora_moe.serving.http.examples import (
     missing,
 )
 from dylora_moe.serving.http.jobs import jobs_of, submitted
+from dylora_moe.serving.http.threads import Threads
 from dylora_moe.serving.served import Served
 from dylora_moe.text.answers import checked_answers
 
 if TYPE_CHECKING:
     from dylora_moe.lifecycle.inbox import InboxCluster
     from dylora_moe.serving.inbox import InboxView
+
+
+AT_ONCE = 2
+"""Looks at the clusters at a time: the engine makes their features between two steps."""
 
 
 class ConfirmBody(Strict):
@@ -44,7 +49,7 @@ def router(served: Served, run_tests: bool = False) -> APIRouter:
     Args:
         run_tests: whether answers may carry tests.
     """
-    routes = APIRouter(tags=["inbox"])
+    routes, threads = APIRouter(tags=["inbox"]), Threads(AT_ONCE)
 
     @cache
     def view() -> InboxView:
@@ -60,20 +65,29 @@ def router(served: Served, run_tests: bool = False) -> APIRouter:
             raise missing("cluster") if type(error) is PoolError else internal(error) from None
 
     @routes.get("/v1/inbox")
-    def list_clusters() -> dict[str, Any]:
+    async def list_clusters() -> dict[str, Any]:
         """The clusters, the largest first."""
-        return {"object": "list", "data": [_document(one) for one in view().clusters()]}
+        found = await threads.run(lambda: view().clusters())
+        return {"object": "list", "data": [_document(one) for one in found]}
 
     @routes.get("/v1/inbox/{cluster_id}")
-    def one_cluster(cluster_id: ShortId) -> dict[str, Any]:
+    async def one_cluster(cluster_id: ShortId) -> dict[str, Any]:
         """One of them with every prompt."""
-        found = find(cluster_id)
+        found = await threads.run(lambda: find(cluster_id))
         return {**_document(found), "prompts": [_prompt(entry) for entry in found.entries]}
 
     @routes.post("/v1/inbox/{cluster_id}/confirm", status_code=202)
-    def confirm(cluster_id: ShortId, body: ConfirmBody) -> dict[str, Any]:
+    async def confirm(cluster_id: ShortId, body: ConfirmBody) -> dict[str, Any]:
         """Takes answers to its prompts and learns them as a job; the prompts leave the inbox once
         they are learned."""
+        return await threads.run(lambda: confirmed(cluster_id, body))
+
+    @routes.delete("/v1/inbox/{cluster_id}")
+    async def drop(cluster_id: ShortId) -> dict[str, Any]:
+        """Takes its prompts out of the inbox, for good."""
+        return await threads.run(lambda: dropped(cluster_id))
+
+    def confirmed(cluster_id: str, body: ConfirmBody) -> dict[str, Any]:
         from dylora_moe.lifecycle.inbox import prompts_of
 
         check_overrules(body.into, body.as_new, body.mixed, body.name)
@@ -88,9 +102,7 @@ def router(served: Served, run_tests: bool = False) -> APIRouter:
         work = learning(file, name=body.name, into=body.into, as_new=body.as_new, mixed=body.mixed)
         return submitted(served, work)
 
-    @routes.delete("/v1/inbox/{cluster_id}")
-    def drop(cluster_id: ShortId) -> dict[str, Any]:
-        """Takes its prompts out of the inbox, for good."""
+    def dropped(cluster_id: str) -> dict[str, Any]:
         found = find(cluster_id)
         gone = served.pool.inbox.remove([entry.key for entry in found.entries])
         return {"id": found.id, "object": "inbox.cluster", "deleted": True, "dropped": gone}

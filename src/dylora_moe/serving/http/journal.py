@@ -11,9 +11,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from starlette.datastructures import MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dylora_moe.serving.http.errors import ErrorResponse, internal
+from dylora_moe.serving.http.hanging_up import HungUpError
+from dylora_moe.serving.http.limits import StalledError
 from dylora_moe.serving.http.logs import log_event
 
 _LINE = "dylora.line"
@@ -68,7 +71,7 @@ class Journal:
 
         try:
             await self._app(scope, receive, sent)
-        except OSError as error:
+        except (HungUpError, StalledError, ClientDisconnect) as error:
             # The client is gone, or takes nothing any more.
             noted(scope, hung_up=type(error).__name__)
         except Exception as error:

@@ -12,19 +12,23 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 from prometheus_client import Counter
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from dylora_moe.errors import PoolError
 from dylora_moe.records import Role, Turn
 from dylora_moe.serving.curves import RunCurves, RunSummary, list_runs, run_curves
 from dylora_moe.serving.guidance import Guidance, SkillMap
 from dylora_moe.serving.http.errors import ApiError, bad
+from dylora_moe.serving.http.examples import Strict
 from dylora_moe.serving.http.metrics import Metrics
+from dylora_moe.serving.http.threads import Threads
 from dylora_moe.serving.overview import Overview, Scores, overview, scores
 from dylora_moe.serving.served import Served
 
 RunId = Annotated[str, Path(min_length=1, max_length=100)]
 EventLimit = Annotated[int, Query(ge=1, le=200)]
+AT_ONCE = 4
+"""Questions to the engine at a time: each waits for its turn between two steps."""
 MESSAGES = 256
 """Turns of a conversation that is routed on trial."""
 
@@ -74,18 +78,14 @@ class EventSummary:
     run: str | None
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class RoutedTurn(_Body):
+class RoutedTurn(Strict):
     """A turn of a conversation."""
 
     role: Role
     content: str
 
 
-class RouteBody(_Body):
+class RouteBody(Strict):
     """What is to be routed: a prompt, or a conversation up to the answer."""
 
     prompt: Annotated[str, Field(min_length=1)] | None = None
@@ -103,7 +103,7 @@ def router(served: Served, metrics: Metrics, inbox: bool = False) -> APIRouter:
     from dylora_moe.serving.guide import Guide
 
     routes = APIRouter(tags=["overview"])
-    guide = Guide(served.engine)
+    guide, threads = Guide(served.engine), Threads(AT_ONCE)
 
     # Once a revision: the page asks every few seconds.
     @lru_cache(maxsize=1)
@@ -130,9 +130,9 @@ def router(served: Served, metrics: Metrics, inbox: bool = False) -> APIRouter:
         return scores_of(served.pool.revision.number)
 
     @routes.get("/v1/pool/map")
-    def skill_map() -> SkillMap:
+    async def skill_map() -> SkillMap:
         """Skills as points on a plane, near each other where they are hard to tell apart."""
-        return guide.map()
+        return await threads.run(guide.map)
 
     @routes.get("/v1/pool/runs")
     def runs() -> tuple[RunSummary, ...]:
@@ -157,9 +157,10 @@ def router(served: Served, metrics: Metrics, inbox: bool = False) -> APIRouter:
         return tuple(told[:limit])
 
     @routes.post("/v1/route")
-    def route(body: RouteBody) -> Guidance:
+    async def route(body: RouteBody) -> Guidance:
         """Where a prompt would go, without answering it: at the cost of the trunk alone."""
-        return guide.route(_prompt(body))
+        prompt = _prompt(body)
+        return await threads.run(lambda: guide.route(prompt))
 
     return routes
 
