@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from dylora_moe.foundation.cache_name import CACHE
+from dylora_moe.serving.engine import kv_rows
 from dylora_moe.serving.engine.kv_rows import RowsCache
 from dylora_moe.text.batching import left_padded
 from tests.models import FAMILIES, PAD, tiny
@@ -103,6 +107,35 @@ def test_a_cache_that_is_full_grows_and_one_that_has_free_columns_moves() -> Non
             long = rows.leave(0)
     assert long == alone(model, PROMPTS[0], 152)
     assert rows.rows[0] == alone(model, PROMPTS[2], 100)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3, 6])
+def test_memory_that_runs_out_in_a_move_harms_no_row_that_is_there(
+    fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny()
+    rows = Rows(model)
+    rows.join(PROMPTS[0])
+    for _ in range(3):
+        rows.step()
+    made, moved = itertools.count(1), kv_rows._moved
+
+    def failing(*given: Any) -> Tensor:
+        if next(made) == fails_at:
+            raise MemoryError("no room for a layer")
+        return moved(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kv_rows, "_moved", failing)
+        with pytest.raises(MemoryError):
+            # Longer than everything there is: what is there has to move.
+            rows.join(PROMPTS[1])
+    for _ in range(3):
+        rows.step()
+    rows.join(PROMPTS[1])
+    rows.step()
+    assert rows.rows[0] == alone(model, PROMPTS[0], 8)
+    assert rows.rows[1] == alone(model, PROMPTS[1], 2)
 
 
 def test_only_the_columns_of_rows_that_are_there_are_counted() -> None:

@@ -114,6 +114,8 @@ class RowsCache(Cache):
         Args:
             source: their cache, the rows padded on the left to the longest.
             lengths: tokens of each row without its padding.
+
+        Where it raises, memory being full, the rows that were there go on as if nothing had been.
         """
         parts = [(layer.keys, layer.values) for layer in source.layers]
         width, window = max(lengths), self._window
@@ -169,14 +171,19 @@ class RowsCache(Cache):
 
     def _move(self, end: int, rows: int) -> None:
         """Moves what is there so that it ends before this column, with room for so many rows and
-        for what is to come."""
+        for what is to come. Where memory does not take that, everything is as it was."""
         window, there = self._window, self._room[0]
         while there < rows:
             there = max(1, 2 * there)
         room = end + max(_SPARE, end // 4)
-        for layer in self._parts():
-            layer.keys = _moved(layer.buffers()[0], window, there, room, end)
-            layer.values = _moved(layer.buffers()[1], window, there, room, end)
+        parts = self._parts()
+        # All made before one is put in: rows must not stand at two places in different layers.
+        made = [
+            tuple(_moved(one, window, there, room, end) for one in layer.buffers())
+            for layer in parts
+        ]
+        for layer, (keys, values) in zip(parts, made, strict=True):
+            layer.keys, layer.values = keys, values
         by = end - window.end
         window.begins = [begin + by for begin in window.begins]
         window.start, window.end = window.start + by, end
