@@ -26,7 +26,7 @@ def weigh_versions(
         live: the pool; its skills' validation rows are measured.
         expert_id: whose skills they are.
         old, new: the adapters that hold the versions.
-        slice_rows: rows between two yields.
+        slice_rows: rows between two yields, which are read, and then measured.
 
     Returns:
         With its 95% interval over the rows (paired bootstrap); None where the skills have none.
@@ -38,14 +38,13 @@ def weigh_versions(
     second: list[float] = []
     weights: list[int] = []
     for skill in [one for one in live.skills.values() if one.expert_id == expert_id]:
-        rows = skill.rows
-        if rows is None:
-            continue
-        yield
-        for start in range(0, len(rows), slice_rows):
-            chosen = list(range(start, min(len(rows), start + slice_rows)))
-            after = answer_losses(live.model, rows, expert=new, only=chosen)
-            before = answer_losses(live.model, rows, expert=old, only=chosen)
+        examples = skill.validation
+        for start in range(0, len(examples), slice_rows):
+            # Not the skill's own encoded rows: those come of one pass over all of them.
+            rows = live.encode(examples[start : start + slice_rows])
+            yield
+            after = answer_losses(live.model, rows, expert=new)
+            before = answer_losses(live.model, rows, expert=old)
             first += after.per_row.tolist()
             second += before.per_row.tolist()
             weights += after.tokens.tolist()
