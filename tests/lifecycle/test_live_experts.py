@@ -13,10 +13,11 @@ import torch
 from dylora_moe.build.pool import Pool
 from dylora_moe.errors import ArtifactError, ConfigError
 from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.lifecycle.observation import stored_sides
 from dylora_moe.records import Example
 from dylora_moe.skills.library import Skill
 from dylora_moe.training.rows import Rows
-from tests.pools import PROMPTS, answers, fingerprint, states
+from tests.pools import LETTERS, PROMPTS, answers, fingerprint, learn, rows, shouted, states
 
 
 def test_opening_reads_no_weights_and_the_first_answer_only_those_it_needs(taught: Pool) -> None:
@@ -84,6 +85,21 @@ def test_a_skills_file_is_read_once_and_missed_though_it_was_read(
     (taught.path / one.features.path).unlink()
     with pytest.raises(ArtifactError, match="missing"):
         live.become(live.revision)
+
+
+def test_a_pool_that_changes_for_ever_keeps_what_the_revision_names_alone(taught: Pool) -> None:
+    live = taught.live
+    first = taught.revision.number
+    for seed in (31, 32, 33):
+        learn(taught, f"more {seed}", rows(LETTERS, 64, seed, shouted), into="letters")
+        live.encode_validation()
+        stored_sides(live)
+        live.become(live.revision)
+    assert taught.revision.number >= first + 3
+    skills = live.revision.skills
+    assert set(live._rows) == {("sequence", skill.validation) for skill in skills}
+    files = {file for skill in skills for file in (*skill.examples, *skill.validation)}
+    assert set(live._stored._keys) == files
 
 
 def test_a_pool_with_room_for_one_expert_answers_as_one_with_room_for_all(taught: Pool) -> None:

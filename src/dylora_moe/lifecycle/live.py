@@ -158,7 +158,8 @@ class LivePool:
         self.library = library
         self.model.router = (router or self.fresh_router()).to(self.base.device)
         self.skills = skills
-        self._rows = {key: kept for key, kept in self._rows.items() if key[0] == granularity}
+        named = {(granularity, record.validation) for record in revision.skills}
+        self._rows = {key: kept for key, kept in self._rows.items() if key in named}
         self.versions = numbers
         self.router.set_maturity({name: v.maturity for name, v in wanted.items()})
         self.revision = revision

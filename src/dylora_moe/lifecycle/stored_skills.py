@@ -27,7 +27,8 @@ class StoredSkills:
         self._skills: dict[Artifact, Skill] = {}
 
     def library(self, records: Sequence[SkillRecord]) -> SkillLibrary:
-        """The skills of a revision; what other skills were read before is let go.
+        """The skills of a revision; what was read of others, or of rows that none of these has, is
+        let go.
 
         Raises:
             ArtifactError: a file is missing or damaged, also one that was read before.
@@ -42,6 +43,8 @@ class StoredSkills:
                 skill = Skill.from_bytes(path.read_bytes())
             read[record.features] = library.put(skill)
         self._skills = read
+        named = {file for record in records for file in (*record.examples, *record.validation)}
+        self._keys = {file: keys for file, keys in self._keys.items() if file in named}
         return library
 
     def examples(self, files: Sequence[Artifact]) -> tuple[Example, ...]:
