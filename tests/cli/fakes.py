@@ -177,8 +177,8 @@ class FakePool:
         self._call("rollback", name=name)
         return replace(self.revision, number=0, experts=(), skills=())
 
-    def put_back(self, name: str, version: int) -> PoolRevision:
-        self._call("put back", name=name, version=version)
+    def put_back(self, name: str, version: int, instead_of: int | None = None) -> PoolRevision:
+        self._call("put back", name=name, version=version, instead_of=instead_of)
         return replace(self.revision, number=self.revision.number + 1)
 
     def remove(self, name: str) -> PoolRevision:

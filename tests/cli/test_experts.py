@@ -150,7 +150,11 @@ def test_rollback_without_a_name_is_the_pool_s(cli: Cli, pool: FakePool) -> None
 
 def test_promote_puts_a_version_back_by_the_expert_s_name(cli: Cli, pool: FakePool) -> None:
     document = cli("experts", "promote", "pool", "expert_1", "3", "--json").document
-    assert pool.called("put back") == [{"name": "orders", "version": 3}]
+    cli("experts", "promote", "pool", "orders", "1", "--instead-of=3")
+    assert pool.called("put back") == [
+        {"name": "orders", "version": 3, "instead_of": None},
+        {"name": "orders", "version": 1, "instead_of": 3},
+    ]
     assert (document["before"], document["revision"]) == (1, 2)
     assert cli("experts", "promote", "pool", "orders", "0").code == 2
 

@@ -67,7 +67,7 @@ def test_any_version_is_put_back_into_service_with_the_rows_that_it_answers(taug
     first = fingerprint(taught)
     learn(taught, "new rules", rows(LETTERS, 64, 13, shouted), settings=STRONG)
     second = fingerprint(taught)
-    revision = taught.put_back("letters", 1)
+    revision = taught.put_back("letters", 1, instead_of=2)
     assert (revision.experts[0].ref, revision.note) == (
         "expert_1@1",
         "letters put back from v2 to v1",
@@ -99,6 +99,8 @@ def test_only_another_version_that_there_is_can_be_put_back(taught: Pool) -> Non
         taught.put_back("letters", 1)
     with pytest.raises(PoolError, match="no expert 'nobody'"):
         taught.put_back("nobody", 1)
+    with pytest.raises(PoolError, match="v7 of letters is not in service any more, v1 is"):
+        taught.put_back("letters", 1, instead_of=7)
     assert fingerprint(taught) == before
 
 

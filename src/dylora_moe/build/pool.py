@@ -267,11 +267,14 @@ class Pool(PoolReader):
                 self._opened.loaded, self._opened.stores, make_recipe(LearnSettings()), name
             )
 
-    def put_back(self, name: str, version: int) -> PoolRevision:
-        """Puts any version that was ever in service back; PoolError if there is none, or it is."""
+    def put_back(self, name: str, version: int, instead_of: int | None = None) -> PoolRevision:
+        """Puts any version that was ever in service back; PoolError if there is none, or it is, or
+        another one than `instead_of` is."""
         with self._storage.lock.hold(f"putting v{version} of {name} back"):
             recipe = make_recipe(LearnSettings())
-            return undoing.put_back(self._opened.loaded, self._opened.stores, recipe, name, version)
+            return undoing.put_back(
+                self._opened.loaded, self._opened.stores, recipe, name, version, instead_of
+            )
 
     def remove(self, name: str) -> PoolRevision:
         """Takes an expert and its skills out of the pool; PoolError if there is none."""

@@ -129,6 +129,12 @@ def promote(
     version: Annotated[
         int, typer.Argument(min=1, metavar="VERSION", help="Any that was in service before.")
     ],
+    instead_of: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="VERSION", help="Only if this one is in service; else nothing changes."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Put another version of an expert into service, older or newer than the current one."""
@@ -136,7 +142,7 @@ def promote(
         with opening.open_pool(pool) as opened:
             alias = _find(opened, name).alias
             before = opened.revision
-            after = opened.put_back(alias, version)
+            after = opened.put_back(alias, version, instead_of)
         output.show(
             _change(before, after),
             lambda console: _say(console, _change_words("promoted", alias, after)),

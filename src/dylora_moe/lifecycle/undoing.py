@@ -68,15 +68,29 @@ def roll_back_expert(live: LivePool, stores: Stores, recipe: Recipe, name: str) 
 
 
 def put_back(
-    live: LivePool, stores: Stores, recipe: Recipe, name: str, version: int
+    live: LivePool,
+    stores: Stores,
+    recipe: Recipe,
+    name: str,
+    version: int,
+    instead_of: int | None = None,
 ) -> PoolRevision:
     """Puts any version of an expert that was ever in service back into it, older or newer than the
     current one; else as `roll_back_expert`.
 
+    Args:
+        instead_of: the version that it is to replace; whichever is in service where None.
+
     Raises:
-        PoolError: no such expert, no such version of it, or it is in service.
+        PoolError: no such expert, no such version of it, it is in service, or another than
+            `instead_of` is.
     """
     current = find_expert(stores.registry.current(), name)
+    if instead_of is not None and current.version != instead_of:
+        raise PoolError(
+            f"v{instead_of} of {current.alias} is not in service any more, v{current.version} is; "
+            "nothing was changed"
+        )
     known = {one.version: one for one in stores.registry.versions(current.expert_id)}
     if version not in known:
         there = ", ".join(f"v{number}" for number in known)
