@@ -33,6 +33,13 @@ def test_the_base_is_measured_as_a_whole_forward_pass_would() -> None:
     assert torch.allclose(found.per_row, found.total / found.tokens)
 
 
+def test_rows_count_their_tokens_once() -> None:
+    # Whoever asks for each row's count in turn would else go through all rows each time.
+    _, rows, _, _ = make_model()
+    assert rows.targets is rows.targets
+    assert rows.lengths is rows.lengths
+
+
 def test_batches_do_not_matter() -> None:
     model, rows, _, _ = make_model()
     a = answer_losses(model, rows, expert=OTHER, batch_tokens=1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -40,12 +41,12 @@ class Rows:
     def __len__(self) -> int:
         return len(self.encoded)
 
-    @property
+    @cached_property
     def lengths(self) -> tuple[int, ...]:
         """Tokens of each row."""
         return tuple(len(row.input_ids) for row in self.encoded)
 
-    @property
+    @cached_property
     def targets(self) -> tuple[int, ...]:
         """Trained tokens of each row."""
         # The first token is predicted from nothing, so it never counts.
