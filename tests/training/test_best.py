@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import torch
 
 from dylora_moe.training.best import BestWeights
@@ -19,6 +20,21 @@ def test_the_lowest_loss_wins_and_waiting_has_an_end() -> None:
         assert best.exhausted == (step == 3)
     assert (best.loss, best.step, best.start_loss) == (2.0, 1, 3.0)
     assert best.weights["w"].item() == 2.0
+
+
+def test_an_evaluation_that_is_broken_off_leaves_everything_as_it_was() -> None:
+    best = BestWeights(patience=2)
+    best.offer(0, 3.0, {"a": 3.0}, lambda: weights(3.0))
+    before = best.state()
+
+    def broken() -> dict[str, torch.Tensor]:
+        assert best.state() == before
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        best.offer(4, 2.0, {"a": 2.0}, broken)
+    assert best.state() == before
+    assert best.weights["w"].item() == 3.0
 
 
 def test_it_comes_back_from_json_as_it_was() -> None:

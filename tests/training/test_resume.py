@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 import torch
 
 from dylora_moe.training import updates
+from dylora_moe.training.between import BetweenEpochs
+from dylora_moe.training.learnables import Learnables
 from dylora_moe.training.trainer import ExpertTrainer
 from tests.training.setting import OWN, make_model, two_phases
 from tests.training.test_expert import train
@@ -109,6 +113,39 @@ def test_an_interruption_in_an_evaluation_does_not_lose_it(
     outcome, memory = train(make_model(), tmp_path / "parts")
     assert outcome.best_loss == expected.best_loss
     assert len(memory.series("eval_own_loss")) == 2
+
+
+@pytest.mark.parametrize("at", ["copy", "after the note"])
+def test_an_interruption_while_the_best_is_noted_saves_no_half_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    phases = [replace(two_phases()[1], max_rank=16, grow_below=0.99)]
+    whole = make_model()
+    expected, _ = train(whole, tmp_path / "whole", phases=phases)
+    assert expected.phases[0].growths
+
+    def interrupt(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        if at == "copy":
+            patched.setattr(Learnables, "copy", on_call(3, Learnables.copy, interrupt))
+        else:
+            patched.setattr(BetweenEpochs, "is_due", on_call(2, BetweenEpochs.is_due, interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(make_model(), tmp_path / "parts", phases=phases, checkpoint_seconds=0.0)
+    again = make_model()
+    outcome, _ = train(again, tmp_path / "parts", phases=phases)
+    assert outcome.phases[0].growths == expected.phases[0].growths
+    assert outcome.best_loss == expected.best_loss
+    for name, value in whole[0].experts.state(OWN).items():
+        assert torch.equal(value, again[0].experts.state(OWN)[name])
+
+
+def on_call(number: int, original: Any, instead: Any) -> Any:
+    """A function that does something else the so manieth time."""
+    calls = itertools.count(1)
+    return lambda *args: (instead if next(calls) == number else original)(*args)
 
 
 def test_finished_phases_are_skipped(tmp_path: Path) -> None:

@@ -52,16 +52,19 @@ class BestWeights:
         weights: Callable[[], Weights],
     ) -> bool:
         """Takes note of an evaluation; copies the weights if it is the best. True if it is."""
+        is_best = loss < self.loss
+        # Before anything is noted: whoever breaks this off finds what was there before.
+        found = (dict(metrics), weights()) if is_best else (self.metrics, self.weights)
         if self.evaluated_at < 0:
             self.start_loss = loss
-        self.evaluated_at = step
-        if loss < self.loss:
+        if is_best:
             self.loss, self.step, self.stale = loss, step, 0
-            self.metrics, self.weights = dict(metrics), weights()
-            return True
-        # The state a phase starts from is measured too, but training has not been tried yet.
-        self.stale += step > 0
-        return False
+            self.metrics, self.weights = found
+        else:
+            # The state a phase starts from is measured too, but training has not been tried yet.
+            self.stale += step > 0
+        self.evaluated_at = step
+        return is_best
 
     def be_patient(self) -> None:
         """Counts the evaluations without a better loss anew: something was changed."""

@@ -224,23 +224,24 @@ class ExpertTrainer(Trainer):
         self.log(dict(metrics))
         check_finite(metrics, self.phase, self.state.global_step)
         target = metrics[f"{metric_key_prefix}_{self.task.target}_loss"]
-        before = self.kept.best.loss
-        self.kept.best.offer(self.state.global_step, target, metrics, self.learnables.copy)
-        self._change_between_epochs(before, target)
+        self._take_note(target, metrics)
         self.control = self.callback_handler.on_evaluate(
             self.args, self.state, self.control, metrics
         )
         return metrics
 
-    def _change_between_epochs(self, before: float, loss: float) -> None:
+    def _take_note(self, loss: float, metrics: Mapping[str, float]) -> None:
+        """Keeps the weights if they are the best so far, and changes what is to change between two
+        epochs: both, or nothing that may be saved."""
         step: int = self.state.global_step
-        if not self.between.is_due(step):
-            return
-        # Matrices of two ranks are nothing to save.
+        before, numbers = self.kept.best.loss, dict[str, Any]()
+        # Nothing to go on from: matrices of two ranks, or an evaluation without its growth.
         self.callback.between_steps = False
-        numbers = self.between.change(step, before, loss, self.optimizer)
-        self.gradient.regroup()
-        self._operations = operations_per_token(self.gradient.model)
+        self.kept.best.offer(step, loss, metrics, self.learnables.copy)
+        if self.between.is_due(step):
+            numbers = self.between.change(step, before, loss, self.optimizer)
+            self.gradient.regroup()
+            self._operations = operations_per_token(self.gradient.model)
         self.callback.between_steps = True
         if numbers:
             self._report(numbers, step)
