@@ -62,6 +62,11 @@ def test_part_of_an_epoch_is_a_part_of_its_updates() -> None:
     whole = plan_updates(LENGTHS, Phase("a", epochs=1.0), 0)
     half = plan_updates(LENGTHS, Phase("a", epochs=0.5), 0)
     assert half.updates == whole.updates[: (whole.steps + 1) // 2]
+    assert half.epoch(half.steps) == 0.5
+    assert half.epoch(1) == 0.5 / half.steps
+    more = plan_updates(LENGTHS, Phase("a", epochs=1.25), 0)
+    assert (more.epoch(whole.steps), more.epoch(more.steps)) == (1.0, 1.25)
+    assert more.epoch(whole.steps + 1) == 1 + 0.25 / (more.steps - whole.steps)
 
 
 def test_only_some_rows_are_taken_where_asked() -> None:

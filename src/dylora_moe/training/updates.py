@@ -35,6 +35,7 @@ class UpdatePlan:
     Attributes:
         updates: forward passes of each optimizer step.
         epoch_ends: the number of steps after which each epoch is over; the last is the phase's.
+        epochs: how many there are, the last perhaps in part.
         padding_fraction: share of padding over all tokens of all forward passes.
         sequence_lengths: tokens of each packed sequence of the first epoch; empty when padded.
         largest_pass: tokens of the largest forward pass, with its padding.
@@ -42,6 +43,7 @@ class UpdatePlan:
 
     updates: tuple[tuple[Pass, ...], ...]
     epoch_ends: tuple[int, ...]
+    epochs: float
     padding_fraction: float
     sequence_lengths: tuple[int, ...]
     largest_pass: int
@@ -54,9 +56,9 @@ class UpdatePlan:
         """Epochs done after so many steps."""
         done = bisect.bisect_right(self.epoch_ends, step)
         if done == len(self.epoch_ends):
-            return float(done)
-        start = self.epoch_ends[done - 1] if done else 0
-        return done + (step - start) / (self.epoch_ends[done] - start)
+            return self.epochs
+        start, share = self.epoch_ends[done - 1] if done else 0, min(1.0, self.epochs - done)
+        return done + share * (step - start) / (self.epoch_ends[done] - start)
 
 
 def plan_updates(lengths: Sequence[int], phase: Phase, seed: int) -> UpdatePlan:
@@ -98,7 +100,7 @@ def plan_updates(lengths: Sequence[int], phase: Phase, seed: int) -> UpdatePlan:
     passes_run = [rows for update in updates for rows in update]
     padding = 0.0 if phase.packing else plan_padding(lengths, passes_run)
     largest = max(pass_tokens(rows, lengths, phase.packing) for rows in passes_run)
-    return UpdatePlan(tuple(updates), tuple(ends), padding, sequences, largest)
+    return UpdatePlan(tuple(updates), tuple(ends), phase.epochs, padding, sequences, largest)
 
 
 def _batches(lengths: Sequence[int], phase: Phase, seed: int) -> list[list[int]]:
