@@ -263,6 +263,11 @@ def test_arguments_that_do_not_go_together_are_told(
         train(make_model(), tmp_path, **changes)
 
 
+def test_the_largest_seed_there_is_trains_in_every_phase(tmp_path: Path) -> None:
+    outcome, _ = train(make_model(), tmp_path, seed=2**32 - 1)
+    assert len(outcome.phases) == 2
+
+
 def test_a_gate_without_a_row_for_the_expert_is_told(tmp_path: Path) -> None:
     parts = make_model()
     parts[0].experts.create_expert("expert_3")

@@ -249,8 +249,8 @@ class Run:
 
 
 def phase_seed(seed: int, index: int) -> int:
-    """The seed of a run's phase, counted from 0."""
-    return seed + 1000 * index
+    """The seed of a run's phase, counted from 0; of 32 bits, as NumPy takes them."""
+    return (seed + 1000 * index) % 2**32
 
 
 def phase_plan(lengths: Sequence[int], phase: Phase, seed: int, index: int) -> UpdatePlan:

@@ -111,7 +111,7 @@ class Search:
         done = self._study.get_trials(deepcopy=False)
         # Another day draws on, and not the same values again.
         self._study.sampler = optuna.samplers.TPESampler(
-            seed=seed + len(done), n_startup_trials=_AT_RANDOM
+            seed=(seed + len(done)) % 2**32, n_startup_trials=_AT_RANDOM
         )
         for one in done:
             if one.state == optuna.trial.TrialState.RUNNING:
