@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
+from dylora_moe.experts import low_rank
 from dylora_moe.training.growth import carry_state, grown, has_stalled
+from tests.training.setting import OWN, make_model
+from tests.training.test_between import ALWAYS
+from tests.training.test_expert import train
 
 
 @pytest.mark.parametrize(
@@ -87,3 +95,31 @@ def test_what_has_not_stepped_yet_has_nothing_to_hand_over() -> None:
     carry_state(optimizer, old, new)
     assert optimizer.param_groups[0]["params"] == list(new.values())
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("at", [1, 5])
+def test_a_growth_that_is_broken_off_is_taken_back_and_the_cause_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    parts = make_model()
+    before = parts[0].experts.state(OWN)
+    calls = itertools.count(1)
+    original = low_rank.resized
+
+    def resized(*args: Any) -> Any:
+        if next(calls) == at:
+            raise KeyboardInterrupt
+        return original(*args)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(low_rank, "resized", resized)
+        with pytest.raises(KeyboardInterrupt):
+            train(parts, tmp_path, phases=[ALWAYS])
+    after = parts[0].experts.state(OWN)
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert not any(p.requires_grad for p in parts[0].model.parameters())
+    expected, _ = train(make_model(), tmp_path / "whole", phases=[ALWAYS])
+    outcome, _ = train(parts, tmp_path, phases=[ALWAYS])
+    assert outcome.phases[0].growths == expected.phases[0].growths
+    # In other memory sums are rounded otherwise.
+    assert outcome.best_loss == pytest.approx(expected.best_loss, abs=1e-4)

@@ -232,8 +232,13 @@ class Adapters:
         self._slot.revision += 1
 
     def resize(self, name: str, config: LoraConfig) -> None:
-        """Gives an adapter the configuration's rank in every layer (`low_rank.resized`)."""
-        for layer in self._layers[name].values():
+        """Gives an adapter the configuration's rank in every layer (`low_rank.resized`).
+
+        What breaks off within leaves layers of two ranks; `put` makes them whole again.
+        """
+        self._meddled = True
+        # By path: new rows are drawn alike whether the adapter was made here or read from a file.
+        for _, layer in sorted(self._layers[name].items()):
             before, scaling = lora_layers.pair(layer, name), layer.scaling[name]
             layer.update_layer(name, config.r, lora_alpha=config.lora_alpha, config=config)
             _as_masters(layer, name)
@@ -245,7 +250,6 @@ class Adapters:
         self._tuner.peft_config[name] = config
         self._packed.pop(name, None)
         self._came(name, self._layers[name])
-        self._meddled = True
 
     def _inject(
         self, name: str, config: LoraConfig, paths: Sequence[str]

@@ -18,6 +18,7 @@ from dylora_moe.experts import low_rank
 from dylora_moe.experts.adapter_tensors import key_a, key_b
 from dylora_moe.experts.gates import GateSlot
 from dylora_moe.experts.owned import OwnedExperts
+from dylora_moe.experts.packed import Packed
 from dylora_moe.experts.sites import Targets
 from dylora_moe.foundation.anatomy import Anatomy
 from dylora_moe.foundation.seeding import seeded
@@ -247,8 +248,17 @@ class ExpertManager(OwnedExperts):
         self.touch([name])
         old, scaling = self._tiers[name], self._adapters.scaling(name)
         config = self._sites.resized_config(old.config, old.layout.paths, rank, scaling)
-        self._adapters.resize(name, config)
-        self._tiers.born(name, config, self._sites.layout(self._adapters.ranks(name)), stay=())
+        before = self._adapters.matrices(name)
+        try:
+            self._adapters.resize(name, config)
+            self._tiers.born(name, config, self._sites.layout(self._adapters.ranks(name)), stay=())
+        except BaseException:
+            # Interrupted between two layers: of two ranks nobody could make one again.
+            packed = Packed.of(old.layout, before).to(self._adapters.device)
+            self._adapters.put(name, old.config, packed)
+            self._tiers.born(name, old.config, old.layout, stay=())
+            self._settle()
+            raise
         self._settle()
 
     def _settle(self) -> None:
