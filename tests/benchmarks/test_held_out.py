@@ -47,6 +47,16 @@ def test_both_sides_have_the_same_seeds_and_every_row_its_tokens() -> None:
     assert found.low < 0.5 < found.high
 
 
+def test_seeds_that_differ_make_the_interval_wider() -> None:
+    apart = [
+        run(OURS, 0, *TOKENS), run(OURS, 1, *(3.0 * one for one in TOKENS)),
+        *(run(PACKED, seed, *(2.0 * one for one in TOKENS)) for seed in (0, 1)),
+    ]  # fmt: skip
+    found = held_out.compared(apart, OURS, PACKED)
+    assert found is not None
+    assert (found.value, found.low, found.high) == pytest.approx((1.0, 0.5, 1.5))
+
+
 def test_the_rows_are_against_the_better_of_the_peer_s_arms_and_judged_by_the_interval() -> None:
     (row,) = held_out.rows(RUNS)
     assert row.note == f"{PACKED}, seeds: 2", "the other has one seed alone"
