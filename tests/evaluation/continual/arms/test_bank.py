@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from dylora_moe.evaluation.continual.arms.banked import (
     own_features,
 )
 from dylora_moe.evaluation.continual.arms.choosers import Choice, centroid
+from dylora_moe.evaluation.continual.arms.lora_learner import sides
 from dylora_moe.evaluation.continual.results import ArmResult, RowResult
 from dylora_moe.evaluation.continual.streams import STREAMS
 from dylora_moe.experts.gates import Gates
@@ -169,6 +171,41 @@ def test_what_decides_an_adapter_decides_its_place(
     assert places[0] == kept
 
 
+def test_another_version_trains_and_answers_anew(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Bank, "_trained", _not_trained)
+    before = Bank(setting(shared))
+    answers = before._answers(BASE_NAME)
+    monkeypatch.setattr(bank, "__version__", "0.0.0")
+    after = Bank(setting(shared))
+    assert {one.trained_now for one in before.adapters.values()} == {False}
+    assert {one.trained_now for one in after.adapters.values()} == {True}
+    assert after._answers(BASE_NAME) != answers
+
+
+def test_how_an_answer_is_scored_and_whose_it_is_decide_it_too(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = setting(shared)
+    ORACLE.run(given)
+    rescored = replace(
+        given,
+        skills=tuple(
+            replace(skill, test=tuple(replace(row, check="f1") for row in skill.test))
+            for skill in given.skills
+        ),
+    )
+    renamed = Bank(given)
+    counts = answered(monkeypatch)
+    ORACLE.run(rescored)
+    assert counts == [len(given.test_rows)]
+    asked = renamed.learner.asked
+    renamed.learner.__dict__["asked"] = replace(asked, skills=("other",) * len(asked))
+    found = renamed.answer(renamed.pinned(["letters"] * len(asked)))
+    assert {row.skill for row in found} == {"other"}
+
+
 def _not_trained(self: Bank, *_: Any) -> dict[str, Any]:
     return {"tokens": 0, "seconds": 0.0, "loss": 0.0}
 
@@ -213,12 +250,16 @@ def test_a_chosen_row_notes_the_skill_and_the_bank_s_cost(shared: Path) -> None:
     assert (result.last.after, result.last.skill) == (3, "signs")
 
 
-def test_features_are_those_the_router_reads_and_computed_once(
+def test_features_are_those_the_router_is_fitted_on_and_computed_once(
     shared: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = Bank(setting(shared))
+    given = setting(shared)
+    given = replace(given, learn=given.learn.model_copy(update={"validation_fraction": 0.4}))
+    own = Bank(given)
     found = own.features("letters")
-    rows = own.learner.encode(own.rows["letters"])
+    train, watched = sides(own.rows["letters"], given.learn.validation_fraction)
+    assert watched != own.rows["letters"], "some validate"
+    rows = own.learner.encode(train)
     assert torch.allclose(found, rows.features, atol=1e-5)
     monkeypatch.setattr(Bank, "_features", None)
     assert torch.equal(own.features("letters"), found)

@@ -25,20 +25,26 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from dylora_moe import __version__
 from dylora_moe.errors import ExpertError
 from dylora_moe.evaluation.continual.answers import UNROUTED, Decision, answer_rows, pinned
 from dylora_moe.evaluation.continual.arms.arm import Setting
-from dylora_moe.evaluation.continual.arms.lora_learner import Lesson, LoraLearner, phase_of
+from dylora_moe.evaluation.continual.arms.kept_answers import asked_key, known, note
+from dylora_moe.evaluation.continual.arms.lora_learner import (
+    Lesson,
+    LoraLearner,
+    phase_of,
+    sides,
+)
 from dylora_moe.evaluation.continual.arms.visits import rows_by_skill
 from dylora_moe.evaluation.continual.results import RowResult
-from dylora_moe.evaluation.files import write_whole
 from dylora_moe.experts.gates import Gates
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.records import BASE_NAME, Example
 from dylora_moe.routing.routing import Routing
 from dylora_moe.text.template import Encoded, encode_prompt
 
-_FORMAT = 1
+_FORMAT = 2
 _ADAPTERS, _FEATURES = "bank", "features"
 _FACTS, _ANSWERS = "facts.json", "answers.json"
 
@@ -112,9 +118,9 @@ class Bank:
         return self.learner.seconds() + sum(others)
 
     def features(self, skill: str) -> Tensor:
-        """Tap features `[n, d_features]` of the prompts of all the skill's rows, in their order:
-        fp32, on the CPU, those that the pool's own router reads."""
-        rows = self.rows[skill]
+        """Tap features `[n, d_features]` of the prompts of the skill's rows that train, in their
+        order: fp32, on the CPU, those that the pool's own router is fitted on."""
+        rows, _ = sides(self.rows[skill], self._setting.learn.validation_fraction)
         return self.kept_features(
             {"prompts_of": [row.key for row in rows]}, lambda: self._features(rows)
         )
@@ -169,25 +175,25 @@ class Bank:
         """
         asked = self.learner.asked
         alone = [_alone(gates.experts, row) for row in gates.weights.tolist()]
-        known = {expert: self._known(expert) for expert in dict.fromkeys(alone) if expert}
-        keys = [row.key for row in asked.examples]
+        there = {one: known(self._answers(one)) for one in dict.fromkeys(alone) if one}
+        keys = [asked_key(*pair) for pair in zip(asked.skills, asked.examples, strict=True)]
         found: dict[int, RowResult] = {}
         for place, expert in enumerate(alone):
-            if expert and keys[place] in known[expert]:
-                found[place] = known[expert][keys[place]]
+            if expert and keys[place] in there[expert]:
+                found[place] = there[expert][keys[place]]
         missing = [place for place in range(len(keys)) if place not in found]
         answered = answer_rows(self.learner.model, asked, gates, only=missing)
         for place, row in zip(missing, answered, strict=True):
             found[place] = row
             expert = alone[place]
             if expert:
-                known[expert][row.key] = row
-        for expert in {alone[place] for place in missing} - {None}:
-            self._note(str(expert), known[str(expert)])
-        notes = decided if decided is not None else [UNROUTED] * len(keys)
+                there[expert][keys[place]] = row
+        for expert in dict.fromkeys(one for one in map(alone.__getitem__, missing) if one):
+            note(self._answers(expert), there[expert])
+        noted = decided if decided is not None else [UNROUTED] * len(keys)
         return tuple(
-            replace(found[place], expert=note[0], confidence=note[1])
-            for place, note in enumerate(notes)
+            replace(found[place], skill=asked.skills[place], expert=owner, confidence=share)
+            for place, (owner, share) in enumerate(noted)
         )
 
     def parameters_in_use(self, gates: Gates | Routing) -> float:
@@ -244,6 +250,7 @@ class Bank:
         setting, base = self._setting, self.learner.base
         facts: dict[str, Any] = {
             "format": _FORMAT,
+            "version": __version__,
             "base": base.fingerprint,
             "tap": base.anatomy.tap_layer,
             "place": [str(base.dtype), base.device.type],
@@ -265,18 +272,6 @@ class Bank:
             return self._setting.shared / _ADAPTERS / f"base-{_hash(self._facts())}" / _ANSWERS
         folder = next(one.folder for one in self.adapters.values() if one.expert == expert)
         return folder / _ANSWERS
-
-    def _known(self, expert: str) -> dict[str, RowResult]:
-        """What an adapter answered so far, by the rows' keys."""
-        try:
-            found = json.loads(self._answers(expert).read_text(encoding="utf-8"))
-            return {key: RowResult(**row) for key, row in found.items()}
-        except (OSError, ValueError, TypeError, AttributeError):
-            return {}
-
-    def _note(self, expert: str, answers: Mapping[str, RowResult]) -> None:
-        body = {key: asdict(row) for key, row in answers.items()}
-        write_whole(self._answers(expert), json.dumps(body) + "\n")
 
 
 def _alone(experts: Sequence[str], weights: Sequence[float]) -> str | None:
