@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dylora_moe.errors import ConfigError
 from dylora_moe.evaluation.continual.arms.arm import Setting
@@ -63,6 +65,17 @@ def test_the_epoch_of_the_lowest_loss_is_kept(tmp_path: Path) -> None:
     found = FixedJoint().run(of)
     assert found.details["loss"] < 30
     assert all(row.loss >= 0 for row in found.last.rows)
+
+
+def test_its_dropout_is_the_seed_s(tmp_path: Path) -> None:
+    of = given(tmp_path, epochs=1.0)
+    expert = of.learn.expert.model_copy(update={"dropout": 0.5})
+    of = replace(of, learn=of.learn.model_copy(update={"expert": expert}))
+    found = []
+    for other in (1, 2):
+        torch.manual_seed(other)  # what was drawn before is nothing of its own
+        found.append(FixedJoint().run(of).last.rows)
+    assert found[0] == found[1]
 
 
 def test_without_a_number_of_experts_it_does_not_run(tmp_path: Path) -> None:

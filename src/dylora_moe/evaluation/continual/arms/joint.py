@@ -12,6 +12,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch.nn.utils import clip_grad_norm_
 from transformers import get_scheduler
 
@@ -26,6 +27,7 @@ from dylora_moe.evaluation.continual.arms.visits import end_of, most_of
 from dylora_moe.evaluation.continual.results import ArmResult, Stage
 from dylora_moe.evaluation.continual.streams import STREAMS
 from dylora_moe.experts.gates import Gates
+from dylora_moe.foundation.seeding import seeded
 from dylora_moe.records import Example
 from dylora_moe.training.best import BestWeights
 from dylora_moe.training.gradient import MAX_NORM
@@ -81,23 +83,29 @@ class FixedJoint:
         schedule = get_scheduler(optimizer=optimizer, **scheduler_arguments(phase, plan.steps))
         best = BestWeights(phase.patience)
         learner.experts.set_trainable(mixture.experts)
-        for step, passes in enumerate(plan.updates, 1):
-            learner.model.train()
-            mixture.backward(train, passes, self.balance)
-            for group in optimizer.param_groups:
-                norm = clip_grad_norm_(group["params"], MAX_NORM)
-                if not bool(norm.isfinite()):
-                    raise TrainingError(f"step {step}: the gradient is not finite; lower the rate")
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-            learner.trained_tokens += sum(train.lengths[row] for rows in passes for row in rows)
-            if step in plan.epoch_ends:
-                found = answer_losses(learner.model, watched, gates=mixture.gates(watched)).mean
-                best.offer(step, found, {}, mixture.copy)
+        with seeded(setting.seed, learner.model.device):
+            for step, passes in enumerate(plan.updates, 1):
+                learner.model.train()
+                mixture.backward(train, passes, self.balance)
+                _step(step, optimizer)
+                schedule.step()
+                learner.trained_tokens += sum(train.lengths[row] for rows in passes for row in rows)
+                if step in plan.epoch_ends:
+                    found = answer_losses(learner.model, watched, gates=mixture.gates(watched)).mean
+                    best.offer(step, found, {}, mixture.copy)
         learner.experts.freeze()
         mixture.load(best.weights)
         return best.loss
+
+
+def _step(step: int, optimizer: torch.optim.Optimizer) -> None:
+    """Takes the gradient that is there, clipped."""
+    for group in optimizer.param_groups:
+        norm = clip_grad_norm_(group["params"], MAX_NORM)
+        if not bool(norm.isfinite()):
+            raise TrainingError(f"step {step}: the gradient is not finite; lower the rate")
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _owners(gates: Gates, rows: Sequence[Example], setting: Setting) -> dict[str, str]:
