@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dylora_moe.config import LearnSettings, NoveltySettings
+from dylora_moe.config import ExpertSettings, LearnSettings, NoveltySettings
 from dylora_moe.errors import ConfigError, DataError
 from dylora_moe.evaluation.continual import runner
 from dylora_moe.evaluation.continual.arms import ARMS
@@ -253,6 +253,28 @@ def test_visits_that_never_make_a_cluster_are_refused_before_anything_runs(plan:
     run(replace(plan, preset=replace(SMALL, arms={"hard": ("base",)}), learn=LearnSettings()),
         known(given))  # fmt: skip
     assert ran(given) == ["hard-base"]
+
+
+def test_a_seed_among_the_settings_is_refused(plan: Plan) -> None:
+    given = arms()
+    with pytest.raises(ConfigError, match=r"seed=5 would do nothing: .* give --seed 5 instead"):
+        run(replace(plan, learn=learning(seed=5)), known(given))
+    assert ran(given) == []
+
+
+@pytest.mark.parametrize("rule", [{"max_rank": 16}, {"freeze_below": 0.1}])
+def test_rules_that_the_other_arms_have_not_are_for_pools_alone(
+    plan: Plan, rule: dict[str, Any]
+) -> None:
+    grows = replace(plan, learn=learning(expert=ExpertSettings(rank=8, **rule)))
+    given = arms()
+    with pytest.raises(
+        ConfigError, match=rf"expert\.{next(iter(rule))} would change the pool alone"
+    ):
+        run(grows, known(given))
+    assert ran(given) == []
+    run(replace(grows, preset=replace(SMALL, arms={"hard": ("ours", "base")})), known(given))
+    assert ran(given) == ["hard-ours", "hard-base"]
 
 
 def test_a_stream_may_be_answered_at_its_end_alone(plan: Plan) -> None:

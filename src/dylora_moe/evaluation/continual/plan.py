@@ -91,6 +91,32 @@ def require_enough(plan: Plan) -> None:
         )
 
 
+def require_own_seeds(plan: Plan) -> None:
+    """Raises ConfigError where a seed is among the settings: every job sets its own."""
+    if "seed" in plan.learn.model_fields_set:
+        seed = plan.learn.seed
+        raise ConfigError(
+            f"seed={seed} would do nothing: rows, order and training go by --seed; give "
+            f"--seed {seed} instead of --set seed={seed}"
+        )
+
+
+def require_alike(plan: Plan) -> None:
+    """Raises ConfigError where the pool would train by rules that the other arms have not: their
+    adapters keep their rank, and all of their blocks learn to the end."""
+    expert = plan.learn.expert
+    rules = {
+        "expert.max_rank": expert.max_rank is not None and expert.max_rank > expert.rank,
+        "expert.freeze_below": expert.freeze_below > 0,
+    }
+    own = [name for name, there in rules.items() if there]
+    if own:
+        raise ConfigError(
+            f"{' and '.join(own)} would change the pool alone, and no other arm would be "
+            "comparable; leave it out, or name pools alone: --arms ours,base"
+        )
+
+
 def read_material(plan: Plan, seed: int, templated: bool) -> Material:
     """The rows of a seed and every stream of the preset that is made of them.
 

@@ -30,7 +30,9 @@ from dylora_moe.evaluation.continual.plan import (
     Plan,
     jobs,
     read_material,
+    require_alike,
     require_enough,
+    require_own_seeds,
 )
 from dylora_moe.evaluation.continual.presets import TEMPLATED
 from dylora_moe.evaluation.continual.results import (
@@ -64,14 +66,19 @@ def run(
         All results, in the order of `jobs`.
 
     Raises:
-        ConfigError: an arm that there is not, visits too small for the pool to cluster, or an arm
-            that is to have as many experts as the pool grew where the pool does not run before it.
+        ConfigError: an arm that there is not, visits too small for the pool to cluster, settings
+            that no arm or the pool alone would go by, or an arm that is to have as many experts as
+            the pool grew where the pool does not run before it.
         DataError: a folder without what the preset needs.
         DyLoRAError: whatever a base, a row or a training says; what was done before is kept.
     """
     wanted = [job for job in jobs(plan.preset) if _suits(job, arms)]
-    if any(arms[job.arm].kind == "pool" for job in wanted):
+    require_own_seeds(plan)
+    kinds = {arms[job.arm].kind for job in wanted}
+    if "pool" in kinds:
         require_enough(plan)
+    if kinds & {"trained", "sized"}:
+        require_alike(plan)
     _require_size(wanted, arms)
     material: dict[tuple[int, bool], Material] = {}
     ground: Ground | None = None
