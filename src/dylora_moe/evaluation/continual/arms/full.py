@@ -60,7 +60,7 @@ class FullSequential:
         for visit in visits:
             train, _ = sides(visit.rows, setting.learn.validation_fraction)
             rows, _ = encode_all(train, base.tokenizer, setting.fmt, base.context_length)
-            loss = self._train(model, rows, base, setting, setting.seed + visit.number)
+            loss = self._train(model, rows, base, setting, visit.seed(setting.seed))
             tokens += round(setting.epochs * sum(map(len, rows)))
             setting.told(f"visit {visit.number}/{len(visits)}: training loss {loss:.3f}")
             # All that reads the weights from here on is read anew: trunk states, too.

@@ -88,7 +88,8 @@ class LoraLearner:
     @cached_property
     def epochs(self) -> float:
         """Epochs over all rows of the stream that make as many tokens as this project's pool took
-        for it; the setting's where that is not known, and never fewer."""
+        for it, to a hundredth; the setting's where that is not known, and never fewer: where the
+        pool took less than those, the other arms are ahead by the rest."""
         setting = self._setting
         if not setting.ours_tokens:
             return setting.epochs

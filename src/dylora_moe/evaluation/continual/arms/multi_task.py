@@ -12,7 +12,6 @@ from dylora_moe.evaluation.continual.arms.visits import end_of
 from dylora_moe.evaluation.continual.results import ArmResult, Stage
 from dylora_moe.evaluation.continual.streams import STREAMS
 from dylora_moe.experts.gates import Gates
-from dylora_moe.text.template import encode_all
 
 _ONE = "expert_1"
 
@@ -34,9 +33,8 @@ class BaseAlone:
 
 @dataclass(frozen=True)
 class MultiTask:
-    """One LoRA on the rows of all skills mixed, with as many tokens as this project's pool took for
-    the stream, so that it is not ahead or behind by training; with the setting's epochs where that
-    is not known."""
+    """One LoRA on the rows of all skills mixed, for as many epochs as every arm
+    (`LoraLearner.epochs`), so that it is not ahead or behind by training."""
 
     name: str = "multi-task"
     title: str = "one LoRA on all rows at once, at equal tokens"
@@ -50,10 +48,7 @@ class MultiTask:
         # Mixed traffic is mixed already; of other streams the order tells of the skills.
         random.Random(f"{setting.seed}:multi-task").shuffle(rows)
         train, _ = sides(rows, setting.learn.validation_fraction)
-        encoded, _ = encode_all(train, learner.base.tokenizer, setting.fmt)
-        once, epochs = sum(map(len, encoded)), setting.epochs
-        if setting.ours_tokens:
-            epochs = setting.ours_tokens / once
+        epochs = learner.epochs
         learner.add(_ONE, setting.seed)
         outcome = learner.train(_ONE, Lesson(tuple(rows), setting.seed, epochs))
         setting.told(f"{epochs:.2f} epochs over {len(train)} rows: loss {outcome.best_loss:.3f}")

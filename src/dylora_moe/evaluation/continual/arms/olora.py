@@ -83,8 +83,9 @@ class OLora:
         told: list[dict[str, Any]] = []
         for visit in visits:
             own = f"expert_{visit.number}"
-            learner.add(own, setting.seed + visit.number)
-            lesson = Lesson(visit.rows, setting.seed + visit.number, learner.epochs)
+            seed = visit.seed(setting.seed)
+            learner.add(own, seed)
+            lesson = Lesson(visit.rows, seed, learner.epochs)
             penalty = self._penalty(learner, own, names)
             outcome = learner.train(own, lesson, beside=tuple(names), penalty=penalty)
             names.append(own)

@@ -101,7 +101,7 @@ class Sequential:
         losses: list[dict[str, Any]] = []
         for visit in visits:
             rows = (*visit.rows, *memory.rows())
-            lesson = Lesson(rows, setting.seed + visit.number, learner.epochs)
+            lesson = Lesson(rows, visit.seed(setting.seed), learner.epochs)
             outcome = learner.train(ONE, lesson, penalty=memory.penalty())
             losses.append({"skill": visit.skill, "rows": len(rows), "loss": outcome.best_loss})
             if visit is not visits[-1]:

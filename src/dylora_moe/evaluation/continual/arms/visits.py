@@ -30,6 +30,10 @@ class VisitRows:
     skill: str
     rows: tuple[Example, ...]
 
+    def seed(self, seed: int) -> int:
+        """The visit's own, of the run's; of 32 bits, as NumPy takes them."""
+        return (seed + self.number) % 2**32
+
 
 def visits_of(stream: Stream) -> tuple[VisitRows, ...]:
     """Every visit of a stream with borders; none of mixed traffic."""
