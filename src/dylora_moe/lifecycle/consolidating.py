@@ -24,6 +24,7 @@ from dylora_moe.lifecycle.change import (
 from dylora_moe.lifecycle.creating import reject
 from dylora_moe.lifecycle.live import LivePool, LiveSkill
 from dylora_moe.lifecycle.names import free_name
+from dylora_moe.lifecycle.rank_room import within_cap
 from dylora_moe.lifecycle.results import LearnResult
 from dylora_moe.lifecycle.router_change import adapt_router, router_event, shape_router
 from dylora_moe.lifecycle.step import Step, finished
@@ -139,7 +140,8 @@ def _train_on(step: Step, run: Run, change: Change) -> Trained:
     teachers: tuple[str, ...] = (expert_id,)
     if change.of_verdict == "revised":
         # What the expert said before is what it is to unlearn.
-        phases, teachers = recipe.new_expert, mature_neighbours(live, step, expert_id)
+        phases = within_cap(live, recipe, expert_id)
+        teachers = mature_neighbours(live, step, expert_id)
     gate = _gate(live)
     outcome = teach(step, run, expert_id, phases, train, sets, teachers=teachers)
     return Trained(run, outcome, before, base, gate)

@@ -9,6 +9,7 @@ from dylora_moe.lifecycle.consolidating import nothing_to_teach
 from dylora_moe.lifecycle.judgement import Judgement
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.observation import Observation
+from dylora_moe.lifecycle.rank_room import highest_rank, parameters_at
 from dylora_moe.lifecycle.recipe import Recipe
 from dylora_moe.lifecycle.results import Cost
 from dylora_moe.training.phases import Phase
@@ -42,18 +43,29 @@ def estimate(
     mean = sum(observation.train.lengths) / fresh
     rows = fresh if new else fresh + _replayed(live, recipe, judgement, fresh)
     tokens = sum(_rows_of(phase, rows) * phase.epochs * mean for phase in phases)
-    shape = recipe.shape
-    parameters = (
-        live.experts.parameters_of_shape(rank=shape.max_rank, targets=shape.targets) if new else 0
-    )
-    # A new version is a whole adapter on disk; it replaces the one in memory.
-    written = parameters if new else live.experts.parameter_count(_expert_of(live, judgement))
+    there, written = _parameters(live, recipe, judgement, afresh)
     return Cost(
         tokens=math.ceil(tokens),
         seconds=tokens / _tokens_per_second(live, stores, observation),
-        parameters=parameters,
+        parameters=written - there,
         bytes=written * _BYTES,
     )
+
+
+def _parameters(
+    live: LivePool, recipe: Recipe, judgement: Judgement, afresh: bool
+) -> tuple[int, int]:
+    """Of the expert that trains: those it has, and the most that it may come to. A new version is a
+    whole adapter on disk; it replaces the one in memory."""
+    if judgement.verdict.name == "novel":
+        shape = recipe.shape
+        most = live.experts.parameters_of_shape(rank=shape.max_rank, targets=shape.targets)
+        return 0, most
+    expert = _expert_of(live, judgement)
+    there = live.experts.parameter_count(expert)
+    if not afresh:
+        return there, there
+    return there, parameters_at(live, expert, highest_rank(live, recipe, expert))
 
 
 def _expert_of(live: LivePool, judgement: Judgement) -> str:
