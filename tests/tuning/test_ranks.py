@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from dylora_moe.config import ExpertSettings, LearnSettings
+from dylora_moe.config import ExpertSettings, LearnSettings, learn_settings
 from dylora_moe.tuning.ranks import RankCurve, rank_curve
 from dylora_moe.tuning.search import Trial
 from dylora_moe.tuning.space import RANK
@@ -60,6 +60,19 @@ def test_alpha_goes_with_the_rank() -> None:
     assert curve(trial(8, 1.0, 1.0), trial(2, 1.0, 1.0), start=start).settings == {
         RANK: 2, "expert.alpha": 2.0,
     }  # fmt: skip
+
+
+def test_what_to_learn_with_is_all_that_was_measured() -> None:
+    start = learn_settings(["consolidation.epochs=5", "seed=3"])
+    assert curve(trial(8, 1.0, 1.0), trial(2, 1.0, 1.0), start=start).settings == {
+        RANK: 2, "expert.alpha": 4.0, "consolidation.epochs": 5.0, "seed": 3,
+    }  # fmt: skip
+
+
+def test_of_ranks_below_the_lowest_one_tried_nothing_is_said() -> None:
+    found = curve(trial(8, 1.0, 1.0), trial(2, 0.9, 0.9))
+    assert found.suggested == found.best == 2
+    assert found.message == "suggested rank: 2, the lowest one tried; none above it does better"
 
 
 def test_there_is_no_curve_of_one_rank_or_of_ranks_that_differ_in_more() -> None:

@@ -51,6 +51,15 @@ def test_a_phase_is_switched_off_and_on() -> None:
     assert "seeding.learning_rate" not in values_of(without, SPACE)
 
 
+def test_the_rank_alone_is_not_searched_while_ranks_grow() -> None:
+    growing = with_values(START, {"expert.max_rank": 32})
+    with pytest.raises(ConfigError, match="none of them would be measured"):
+        chosen(growing, ["expert.rank"])
+    # Where more is searched, the settings that are found have the growth in them.
+    assert "expert.rank" in chosen(growing, ["expert.rank", "consolidation.epochs"])
+    assert "expert.rank" in chosen(growing)
+
+
 def test_a_start_outside_the_usual_values_is_searched_too() -> None:
     start = parse(LearnSettings, {"expert": {"rank": 12}, "seeding": {"learning_rate": 0.5}}, "t")
     found = chosen(start)

@@ -49,8 +49,8 @@ class RankCurve:
         points: from the lowest rank to the highest.
         best: the rank of the lowest loss over watched rows.
         suggested: the lowest rank that is enough.
-        settings: what a new expert of that rank takes, as dotted keys, where they are not the
-            defaults.
+        settings: what to learn with, as dotted keys, where they are not the defaults: those that
+            one started from, at that rank.
     """
 
     points: tuple[RankPoint, ...]
@@ -61,6 +61,8 @@ class RankCurve:
     @property
     def message(self) -> str:
         """One line for people."""
+        if self.suggested == self.best == self.points[0].rank:
+            return f"suggested rank: {self.best}, the lowest one tried; none above it does better"
         if self.suggested == self.best:
             return f"suggested rank: {self.best}; every lower one tried does worse"
         found = next(one.against for one in self.points if one.rank == self.suggested)
@@ -90,8 +92,7 @@ def rank_curve(trials: Sequence[Trial], start: LearnSettings) -> RankCurve | Non
     points = tuple(_point(rank, tried[rank], best) for rank in sorted(tried))
     suggested = next(one.rank for one in points if one.is_enough)
     settings = differences(with_values(start, {RANK: suggested}))
-    chosen = {key: settings[key] for key in (RANK, "expert.alpha") if key in settings}
-    return RankCurve(points, int(best.values[RANK]), suggested, chosen)
+    return RankCurve(points, int(best.values[RANK]), suggested, settings)
 
 
 def _point(rank: int, trial: Trial, best: Trial) -> RankPoint:

@@ -57,13 +57,19 @@ def chosen(start: LearnSettings, keys: Sequence[str] = ()) -> dict[str, Dimensio
     """The dimensions of these keys, all where none are named; each holds what `start` has.
 
     Raises:
-        ConfigError: a key that is not searched.
+        ConfigError: a key that is not searched, or a search for the rank alone of experts whose
+            rank grows.
     """
     for key in keys:
         if key not in SPACE:
             near = difflib.get_close_matches(key, SPACE, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(SPACE)}"
             raise ConfigError(f"--search {key}: nothing is searched under this key; {hint}")
+    if set(keys) == {RANK} and start.expert.max_rank is not None:
+        raise ConfigError(
+            f"--search {RANK}: with expert.max_rank={start.expert.max_rank} ranks grow while they "
+            "train, so none of them would be measured; leave one of the two out"
+        )
     usual = values_of(start, SPACE)
     for key in keys:
         if key not in usual:
