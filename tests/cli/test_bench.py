@@ -120,6 +120,7 @@ def test_an_interruption_keeps_what_is_done(
         (("--skills", "letters,hats"), "no skill 'hats'"),
         (("--rows", 4000), "rows that can be used, 4000 wanted"),
         (("--set", "expert.rnk=2"), "expert.rnk"),
+        (("--set", "seed=5"), "give --seed 5 instead"),
         (("--data", "nowhere"), "nowhere: no such folder"),
     ],
 )
