@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ POSITIONS = (1, 2, 4, 8, 16, 32)
 _GROUP = 64
 """Rows whose tokens' states are held at a time."""
 
+RowKeys = tuple[Sequence[str], Sequence[str]]
+"""Of a skill's rows to fit on, and of those to test."""
+
 Pooled = Mapping[str, Float[Tensor, "n d"]]
 """Features of prompts by their kind."""
 
@@ -51,6 +54,7 @@ class Stored:
         prefixes: of the test rows, the mean of the first tokens by their number; NaN where a
             prompt has fewer.
         d_model: width of one block's state.
+        keys: of the rows, by skill: those to fit on, and those to test.
     """
 
     train: Mapping[str, Pooled]
@@ -58,6 +62,25 @@ class Stored:
     own: Pooled
     prefixes: Mapping[str, Mapping[int, Float[Tensor, "n d"]]]
     d_model: int
+    keys: Mapping[str, RowKeys] = field(default_factory=dict)
+
+    def require(self, wanted: Mapping[str, RowKeys], path: Path) -> None:
+        """Ends the command where the file has other rows than those that are asked for.
+
+        Args:
+            wanted: their keys.
+            path: of the file.
+        """
+        for skill in wanted:
+            for place, what in enumerate(("to fit on", "to test on")):
+                ours = list(self.keys.get(skill, ((), ()))[place])
+                asked = list(wanted[skill][place])
+                if ours != asked:
+                    raise SystemExit(
+                        f"{path} has features of {len(ours)} rows of {skill} {what}, and not of "
+                        f"the {len(asked)} that --data, --rows, --seeds and --test ask for; name "
+                        "another --features file, or remove this one"
+                    )
 
 
 def kept(path: Path) -> Stored | None:
@@ -99,7 +122,17 @@ def take(
         _pooled(base, write_own_prompts(base, own))[0],
         prefixes,
         base.anatomy.d_model,
+        keys_of(learned, foreign),
     )
+
+
+def keys_of(learned: Sequence[SkillRows], foreign: Sequence[SkillRows]) -> dict[str, RowKeys]:
+    """The keys of the rows that `take` takes, by skill; of foreign skills the tested ones alone."""
+    found: dict[str, RowKeys] = {
+        skill.name: ([row.key for row in skill.train], [row.key for row in skill.test])
+        for skill in learned
+    }
+    return found | {skill.name: ([], [row.key for row in skill.test]) for skill in foreign}
 
 
 def gradients(base: str, rows: Sequence[Example], **place: Any) -> Float[Tensor, "n d_model"]:

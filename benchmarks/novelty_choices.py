@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -43,6 +44,7 @@ from torch import Tensor
 from dylora_moe.evaluation.continual.data import SkillRows
 from dylora_moe.evaluation.continual.streams import Stream, blurred, returning
 from dylora_moe.foundation.base import DEFAULT_BASE
+from dylora_moe.records import Interval
 from dylora_moe.scoring.bootstrap import paired_bootstrap
 from dylora_moe.scoring.detection import auroc
 
@@ -113,7 +115,7 @@ def figures(found: Sequence[Judged], usual: Sequence[Judged] | None) -> dict[str
         usual = [one for one in usual if one.place in here]
     over = None
     if usual is not None:
-        interval = paired_bootstrap([o.wrong for o in found], [o.wrong for o in usual])
+        interval = apart(found, usual)
         over = [interval.value, interval.low, interval.high]
     kinds = ("hard", "blurred", "returning")
     return {
@@ -128,6 +130,19 @@ def figures(found: Sequence[Judged], usual: Sequence[Judged] | None) -> dict[str
         "seconds": _share([one.seconds for one in found]),
         **({} if over is None else {"over": over}),
     }
+
+
+def apart(found: Sequence[Judged], usual: Sequence[Judged]) -> Interval:
+    """The share of wrong verdicts less that of the default's on the same arrivals, with its
+    interval over the skills of each seed: a seed's streams hold the same rows, so arrivals of one
+    skill in them are no further ones."""
+    groups: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    for one, other in zip(found, usual, strict=True):
+        groups.setdefault((one.place[0], one.skill), []).append((one.wrong, other.wrong))
+    first, second = (
+        [statistics.fmean(pair[side] for pair in own) for own in groups.values()] for side in (0, 1)
+    )
+    return paired_bootstrap(first, second, weights=[len(own) for own in groups.values()])
 
 
 def compared(found: Mapping[str, Sequence[Judged]], variants: Sequence[Variant]) -> dict[str, Any]:
@@ -156,7 +171,8 @@ def document(found: Mapping[str, Any], arguments: argparse.Namespace) -> dict[st
         "title": "Choices about novelty, one at a time",
         "compared": f"verdicts on blurred and returning streams of six skills, {VISIT} rows a "
         f"visit in batches of {BATCH}, {arguments.seeds} seeds (gradients: the first alone, and "
-        "held against the default there); an interval that straddles its threshold is unsure, "
+        "held against the default there), intervals over the skills of each seed; a test's own "
+        "interval that straddles its threshold is unsure, "
         "which is not wrong; the hard stream is the returning one until a skill returns; times "
         "are of a machine that others used",
         "command": "python benchmarks/novelty_choices.py --data path/to/skills --features "
@@ -172,15 +188,20 @@ def document(found: Mapping[str, Any], arguments: argparse.Namespace) -> dict[st
 
 def taken(path: Path, skills: Sequence[SkillRows]) -> dict[str, Tensor]:
     """The gradients of the file, or those of the first seed's streams, kept there."""
-    if path.exists():
-        found: dict[str, Tensor] = torch.load(path, weights_only=True)
-        return found
     rows = {
         row.key: row
         for one in streams(skills, 0).values()
         for batch in one.batches
         for row in batch
     }
+    if path.exists():
+        there: dict[str, Tensor] = torch.load(path, weights_only=True)
+        if there.keys() != rows.keys():
+            raise SystemExit(
+                f"{path} has gradients of {len(there)} rows, and not of the {len(rows)} of these "
+                "streams; name another --gradients file, or remove this one"
+            )
+        return there
     found = dict(zip(rows, gradients(DEFAULT_BASE, tuple(rows.values())), strict=True))
     torch.save(found, path)
     return found

@@ -84,6 +84,7 @@ class Judged:
 
     Attributes:
         place: seed, stream and number of the arrival.
+        skill: whose rows it has.
         new: whether the skill is.
         said: whether it was called so; None where unsure.
         value: what the test measured.
@@ -92,6 +93,7 @@ class Judged:
     """
 
     place: tuple[int, str, int]
+    skill: str
     new: bool
     said: bool | None
     value: float
@@ -167,7 +169,7 @@ def judged(
         line = variant.threshold + variant.delta * math.log1p(what.skills)
         said = side_of(apart, line) if variant.by == "interval" else apart.value > line
         found.append(
-            Judged((seed, kind, number), one.new, said, apart.value, what.seconds,
+            Judged((seed, kind, number), one.skill, one.new, said, apart.value, what.seconds,
                    one.visit_returns)
         )  # fmt: skip
     return found

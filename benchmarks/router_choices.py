@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from choice_features import FOREIGN, SKILLS, Stored, keep, kept, rows_of, take
+from choice_features import FOREIGN, SKILLS, Stored, keep, kept, keys_of, rows_of, take
 from choices_table import router_rows
 from machine import machine, versions
 from numpy.typing import NDArray
@@ -29,11 +29,11 @@ from router_variants import VARIANTS, Fit, Variant
 
 from dylora_moe.build.making import OWN_PROMPTS
 from dylora_moe.foundation.base import DEFAULT_BASE, load_base
+from dylora_moe.scoring.bootstrap import Paired, macro_bootstrap
 from dylora_moe.scoring.calibration import expected_calibration_error
 
 NEAR = ("snips", "clinc150")
 """Skills that are easily taken for each other."""
-_ROUNDS = 2000
 _LEAST = 1e-3
 """What a weight counts as at least in the cross-entropy of the weights: a wrong hard choice costs
 5 to 20 times the loss (docs/lab-log.md), not infinitely much."""
@@ -138,21 +138,17 @@ def figures(
 def differences(
     ours: Sequence[Numbers], usual: Sequence[Numbers], right: NDArray[np.int64]
 ) -> dict[str, list[float]]:
-    """A variant less the default on the same rows under the same seeds: the mean, and the 95%
-    interval of a bootstrap that draws seeds and, of each skill, rows, each by themselves (Owen
-    2007, "The pigeonhole bootstrap")."""
-    rng = np.random.default_rng(0)
-    seeds = rng.multinomial(len(ours), np.full(len(ours), 1 / len(ours)), size=_ROUNDS)
-    drawn = np.zeros((_ROUNDS, len(right)))
-    for skill in np.unique(right):
-        rows = np.flatnonzero(right == skill)
-        drawn[:, rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), _ROUNDS)
+    """A variant less the default on the same rows under the same seeds, skills weighing the same:
+    the mean, and the 95% interval over rows and seeds (`macro_bootstrap`)."""
     found = {}
     for what in ("hit", "cross_entropy", "weight", "weight_entropy"):
-        apart = np.stack([a[what] - b[what] for a, b in zip(ours, usual, strict=True)])
-        values = ((seeds @ apart) * drawn).sum(1) / (len(ours) * len(right))
-        low, high = np.quantile(values, [0.025, 0.975])
-        found[what] = [float(apart.mean()), float(low), float(high)]
+        pairs = [
+            Paired(a[what][right == skill], b[what][right == skill], seed=seed, skill=str(skill))
+            for seed, (a, b) in enumerate(zip(ours, usual, strict=True))
+            for skill in np.unique(right)
+        ]
+        one = macro_bootstrap(pairs, statistic="difference")
+        found[what] = [one.value, one.low, one.high]
     return found
 
 
@@ -177,13 +173,14 @@ def document(found: Mapping[str, Any], arguments: argparse.Namespace) -> dict[st
 
 
 def features(arguments: argparse.Namespace) -> Stored:
-    """Those of the file, or taken now."""
-    found = kept(arguments.features)
-    if found is not None:
-        return found
+    """Those of the file, which are of these very rows, or taken now."""
     counts = arguments.seeds * arguments.rows, arguments.test
     learned = rows_of(arguments.data, *counts, SKILLS)
     foreign = rows_of(arguments.data, 1, arguments.test, FOREIGN)
+    found = kept(arguments.features)
+    if found is not None:
+        found.require(keys_of(learned, foreign), arguments.features)
+        return found
     return keep(arguments.features, take(load_base(DEFAULT_BASE), learned, foreign, OWN_PROMPTS))
 
 

@@ -174,6 +174,83 @@ def test_a_difference_is_of_the_same_rows_and_seeds() -> None:
     assert low < value < high
 
 
+def test_seeds_that_differ_widen_an_interval_as_far_as_so_few_can() -> None:
+    right = np.repeat([0, 1], 50)
+    keys = ("hit", "cross_entropy", "weight", "weight_entropy")
+    usual = [dict.fromkeys(keys, np.zeros(100))] * 2
+    apart = [dict.fromkeys(keys, np.full(100, value)) for value in (0.0, 1.0)]
+    # One fewer than there are is drawn, so that two seeds are not taken for more than two.
+    few = router_choices.differences(apart, usual, right)["hit"]
+    assert few == pytest.approx([0.5, 0.0, 1.0])
+    three = [*apart, dict.fromkeys(keys, np.full(100, 0.5))]
+    _, low, high = router_choices.differences(three, [*usual, usual[0]], right)["hit"]
+    assert (low, high) == (0.0, 1.0)
+
+
+def test_features_of_other_rows_are_refused(
+    stored: Stored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in (*choice_features.SKILLS, *choice_features.FOREIGN):
+        folder = tmp_path / "skills" / name
+        folder.mkdir(parents=True)
+        for part, first in (("train", 0), ("test", 100)):
+            lines = [
+                json.dumps({"prompt": f"{name} {n}", "completion": str(n)})
+                for n in range(first, first + 40)
+            ]
+            (folder / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    kept = tmp_path / "kept.pt"
+
+    def asked(**options: int) -> Stored:
+        words = ["--data", str(tmp_path / "skills"), "--features", str(kept)]
+        values = {"rows": 5, "seeds": 2, "test": 6} | options
+        words += [word for key, value in values.items() for word in (f"--{key}", str(value))]
+        return router_choices.features(router_choices.parser_of("x").parse_args(words))
+
+    def take(base: object, learned: object, foreign: object, own: int) -> Stored:
+        return replace(stored, keys=choice_features.keys_of(learned, foreign))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(router_choices, "take", take)
+    monkeypatch.setattr(router_choices, "load_base", lambda _: None)
+    asked()
+    monkeypatch.setattr(router_choices, "take", None)
+    assert asked().d_model == stored.d_model
+    assert asked(rows=10, seeds=1).d_model == stored.d_model, "the same rows, cut otherwise"
+    for options in ({"rows": 6}, {"seeds": 3}, {"test": 7}):
+        with pytest.raises(SystemExit, match=r"has features of .* and not of the"):
+            asked(**options)
+    choice_features.keep(kept, stored)
+    with pytest.raises(SystemExit, match="features of 0 rows"):
+        asked()
+
+
+def test_gradients_of_other_rows_are_refused(tmp_path: Path) -> None:
+    count = 2 * novelty_variants.VISIT
+    skills = [
+        SkillRows(name, tuple(pair(f"{name} {n}", str(n)) for n in range(count)), ())
+        for name in ("a", "b")
+    ]
+    torch.save({"other": torch.zeros(1)}, tmp_path / "gradients.pt")
+    with pytest.raises(SystemExit, match="has gradients of 1 rows"):
+        novelty_choices.taken(tmp_path / "gradients.pt", skills)
+
+
+def test_arrivals_of_one_skill_are_no_further_skills() -> None:
+    def judged(wrong: tuple[bool, ...], times: int) -> list[novelty_variants.Judged]:
+        return [
+            novelty_variants.Judged(
+                (0, "hard", n), f"skill {n // times}", False, one, 0.0, 0.0, False
+            )
+            for n, one in enumerate(one for one in wrong for _ in range(times))
+        ]
+
+    wrong, none = (True, False, False, True), (False,) * 4
+    once = novelty_choices.apart(judged(wrong, 1), judged(none, 1))
+    often = novelty_choices.apart(judged(wrong, 8), judged(none, 8))
+    assert often == once
+    assert once.low < once.value == 0.5 < once.high
+
+
 # -- novelty ---------------------------------------------------------------------------------------
 
 
