@@ -92,6 +92,7 @@ def run(folder: Path, name: str, rows: int, test: int, seed: int) -> Run:
     return Run(
         name, folder.name, rows, seed, loss / sum(found.weights),
         statistics.fmean(found.exact), found.tokens, found.seconds, test,
+        operations=found.operations,
     )  # fmt: skip
 
 

@@ -106,6 +106,7 @@ def run(folder: Path, name: str, rows: int, test: int, seed: int) -> Run:
                 name, folder.name, rows, seed, losses.mean,
                 statistics.fmean(exact_answers(judged, losses)), version.history["tokens"],
                 result.seconds, test, statistics.fmean(found.mean for found in routed),
+                version.history["flops"],
             )  # fmt: skip
 
 

@@ -46,8 +46,8 @@ EXPERT = "expert_1"
 RECIPE = make_recipe(LearnSettings())
 
 State = dict[str, Tensor]
-Begun = tuple[State, int, float]
-"""An expert of first rows; tokens and seconds that it took."""
+Begun = tuple[State, int, float, float]
+"""An expert of first rows; tokens, seconds and operations that it took."""
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,17 @@ class Learner:
             self.experts.remove(EXPERT)
         self.seed = seed
         self.stored, self.watched = list[Example](), list[Example]()
-        self.tokens, self.seconds = 0, 0.0
+        self.tokens, self.seconds, self.operations = 0, 0.0, 0.0
         own = self._take(rows)
         self._new()
         mark = (str(seed), *(row.key for row in rows))
         if mark in self._begun:
-            state, self.tokens, self.seconds = self._begun[mark]
+            state, self.tokens, self.seconds, self.operations = self._begun[mark]
             self.experts.restore(EXPERT, state)
             return
         self._train(own, RECIPE.new_expert)
-        self._begun[mark] = self.experts.state(EXPERT), self.tokens, self.seconds
+        state = self.experts.state(EXPERT)
+        self._begun[mark] = state, self.tokens, self.seconds, self.operations
 
     def more(self, rows: Sequence[Example], way: Way) -> None:
         """Learns a further piece."""
@@ -186,6 +187,7 @@ class Learner:
                 on_progress=told,
             )
         self.tokens += outcome.tokens
+        self.operations += outcome.flops
         self.seconds += time.perf_counter() - start
         return outcome
 
@@ -209,6 +211,7 @@ def run(folder: Path, name: str, rows: int, test: int, seed: int) -> Run:
     return Run(
         name, folder.name, rows, seed, losses.mean,
         statistics.fmean(exact_answers(asked, losses)), learner.tokens, learner.seconds, test,
+        operations=learner.operations,
     )  # fmt: skip
 
 

@@ -15,11 +15,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations_table import AS_IT_IS, Run, compared, rows
+from ablations_table import AS_IT_IS, Run, compared, rows, shown
 from machine import machine, versions
 
 from dylora_moe.config import LearnSettings
 from dylora_moe.errors import TrainingError
+from dylora_moe.evaluation.continual.data import asked_of
 from dylora_moe.foundation.base import Base
 from dylora_moe.foundation.trunk_cache import TrunkCache
 from dylora_moe.records import Example
@@ -74,8 +75,10 @@ def missing(
 
 
 def drawn(folder: Path, count: int, seed: int) -> list[Example]:
-    """The first training rows of a skill, or as many in an order of the seed's."""
-    rows = list(read_examples(folder / "train.jsonl"))
+    """The first training rows of a skill, or as many in an order of the seed's; none whose prompt
+    is in the test file."""
+    tested = {asked_of(row) for row in read_examples(folder / "test.jsonl")}
+    rows = [row for row in read_examples(folder / "train.jsonl") if asked_of(row) not in tested]
     # The first seed takes the first rows, as the other benchmarks do.
     if seed:
         random.Random(seed).shuffle(rows)
@@ -156,26 +159,23 @@ def main(study: Study, argv: Sequence[str] | None = None) -> None:
         try:
             one = study.run(arguments.data / skill, name, arguments.rows, arguments.test, seed)
         except TrainingError as error:
-            print(f"{name:18} {skill:10} seed {seed}: {error}", flush=True)
-            continue
+            # Kept: without it the mean would be of the trainings that went well.
+            one = Run(
+                name, skill, arguments.rows, seed, 0.0, 0.0, 0, 0.0, arguments.test,
+                failed=str(error),
+            )  # fmt: skip
         runs.append(one)
         with arguments.runs.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(one)) + "\n")
-        print(
-            f"{name:18} {skill:10} seed {seed}: loss {one.loss:.4f}, right {one.right:.1%}, "
-            f"{one.tokens} tokens, {one.seconds:.1f} s",
-            flush=True,
+        came = one.failed or (
+            f"loss {one.loss:.4f}, right {one.right:.1%}, {one.tokens} tokens, {one.seconds:.1f} s"
         )
+        print(f"{name:18} {skill:10} seed {seed}: {came}", flush=True)
     for found in compared(runs):
         print(
-            f"{found.variant}, {found.rows} rows: loss {_shown(found.loss)} of what it is, "
-            f"right {_shown(found.right)} points, tokens {found.tokens:.2f}; "
-            f"{len(found.pairs)} trainings each"
+            f"{found.variant}, {found.rows} rows: loss {shown(found.loss)} of what it is, "
+            f"right {shown(found.right)} points; {found.said}"
         )
     if arguments.out is not None:
         text = json.dumps(document(study, runs), indent=1, ensure_ascii=False)
         arguments.out.write_text(text + "\n", encoding="utf-8")
-
-
-def _shown(found: Sequence[float]) -> str:
-    return f"{found[0]:.3f} [{found[1]:.3f}, {found[2]:.3f}]"

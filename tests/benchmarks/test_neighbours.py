@@ -55,6 +55,7 @@ def test_variants_learn_in_copies_of_one_pool(data: Path) -> None:
     assert (usual.loss, usual.routed) == (again.loss, again.routed)
     assert distilled.loss != usual.loss
     assert distilled.tokens == usual.tokens
+    assert usual.operations == again.operations > 0
     older = neighbours._taught(data, SKILLS["counting"], 0)
     with Pool.open(older, device="cpu", dtype="fp32") as pool:
         assert [one.alias for one in pool.experts()] == list(SKILLS["counting"])

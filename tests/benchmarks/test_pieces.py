@@ -26,8 +26,11 @@ def learner(monkeypatch: pytest.MonkeyPatch) -> pieces.Learner:
 def folder(tmp_path: Path) -> Path:
     found = tmp_path / "counting"
     found.mkdir()
-    lines = [json.dumps({"prompt": f"Say {n}", "completion": str(n)}) for n in range(140)]
-    for part in ("train", "test"):
+    for part, first in (("train", 0), ("test", 1000)):
+        lines = [
+            json.dumps({"prompt": f"Say {n}", "completion": str(n)})
+            for n in range(first, first + 140)
+        ]
         (found / f"{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return found
 
@@ -39,6 +42,8 @@ def test_a_skill_is_learned_in_pieces_or_at_once(learner: pieces.Learner, folder
     assert len(learner.stored) + len(learner.watched) == 140
     # Three pieces with old rows beside the new ones, and no more than three old to one new.
     assert at_once.tokens < by_piece.tokens < 4 * at_once.tokens
+    assert at_once.operations < by_piece.operations < 4 * at_once.operations
+    assert pieces.run(folder, "as it is", 140, 8, 0).operations == by_piece.operations
     assert (by_piece.skill, by_piece.variant, by_piece.rows) == ("counting", "as it is", 140)
 
 

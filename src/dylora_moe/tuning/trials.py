@@ -40,6 +40,7 @@ class Trained:
         tokens: of all updates.
         seconds: of the training.
         parameters: of the expert.
+        operations: floating point operations of all updates; None in a trial that did not count.
     """
 
     loss: float
@@ -49,6 +50,7 @@ class Trained:
     tokens: int
     seconds: float
     parameters: int
+    operations: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -119,6 +121,7 @@ class Ground:
                 tokens=outcome.tokens,
                 seconds=outcome.seconds,
                 parameters=self._experts.parameter_count(_EXPERT),
+                operations=outcome.flops,
             )
         finally:
             self._experts.remove(_EXPERT)

@@ -92,8 +92,8 @@ def _skills_in(folder: Path) -> list[str]:
 
 def _read(folder: Path, train: int, test: int, seed: int) -> SkillRows:
     tests = read_examples(folder / _TEST)
-    tested = {_asked(row) for row in tests}
-    trains = [row for row in read_examples(folder / _TRAIN) if _asked(row) not in tested]
+    tested = {asked_of(row) for row in tests}
+    trains = [row for row in read_examples(folder / _TRAIN) if asked_of(row) not in tested]
     strangers = folder / _OUT_OF_SCOPE
     return SkillRows(
         folder.name,
@@ -108,7 +108,7 @@ def _shuffled(prompts: Iterable[str], seed: int) -> list[str]:
     return sorted(prompts, key=lambda prompt: hashlib.sha256(f"{seed}:{prompt}".encode()).digest())
 
 
-def _asked(row: Example) -> tuple[Turn, ...]:
+def asked_of(row: Example) -> tuple[Turn, ...]:
     """What is before the answer; the whole of plain text, where nothing is."""
     return row.turns[:-1] or row.turns
 
