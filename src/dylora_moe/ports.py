@@ -146,9 +146,9 @@ class Inbox(Protocol):
         """Takes prompts out; how many were there."""
         ...
 
-    def confirm(self, name: str, examples: Sequence[Example]) -> Path:
-        """Writes prompts with their answers to a file that `learn` reads; its prompts stay until
-        they are learned."""
+    def confirm(self, name: str, examples: Sequence[Example], folder: Path | None = None) -> Path:
+        """Writes prompts with their answers to a file that `learn` reads, in a folder whose owner
+        removes it, or in the inbox; its prompts stay until they are learned."""
         ...
 
     def learned(self, examples: Sequence[Example]) -> int:

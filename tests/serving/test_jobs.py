@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from dylora_moe.build.pool import Pool
-from dylora_moe.errors import PoolError, QueueFullError
+from dylora_moe.errors import PoolError, QueueFullError, StorageFullError, UnavailableError
+from dylora_moe.serving import job_book
 from dylora_moe.serving import jobs as running
 from dylora_moe.serving.commands import Work, command_line, learning, outcome
-from dylora_moe.serving.jobs import Job, Jobs, dylora
+from dylora_moe.serving.jobs import Job, Jobs
+from dylora_moe.serving.processes import Holders, Mark, dylora
 from dylora_moe.serving.progress import read_progress
-from dylora_moe.storage.runs import RunFolders
+from dylora_moe.storage.runs import RunFolder, RunFolders
 
 DONE = 'print(\'{"revision": 4, "before": 3, "experts": [], "pool": "/srv/secret"}\')'
 SLOW = """
@@ -111,7 +114,7 @@ def test_stopping_ends_what_runs_and_what_waits(make: Make) -> None:
     until(lambda: jobs.get(made[0].id).stage != "")
     jobs.stop()
     assert [job.state for job in jobs.list()] == ["cancelled"] * 3
-    with pytest.raises(QueueFullError):
+    with pytest.raises(UnavailableError, match="being stopped"):
         jobs.submit(WORK)
 
 
@@ -150,11 +153,148 @@ def test_a_later_server_remembers_and_leaves_nothing_running(
     assert later.get("lost").state == "cancelled"
     with pytest.raises(PoolError, match="no such job"):
         later.get("unborn")
-    monkeypatch.setattr(running, "KEPT", 1)
+    monkeypatch.setattr(job_book, "KEPT", 1)
     newest = ended(later, later.submit(WORK))
     until(lambda: len(later.list()) == 1)
     assert later.list() == [newest]
     assert not (store._root / done.id).exists()
+
+
+def test_a_full_disk_ends_neither_the_queue_nor_what_is_known(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageFullError("the disk is full")
+
+    jobs = make(DONE)
+    with monkeypatch.context() as disk:
+        disk.setattr(RunFolder, "save", full)
+        first = jobs.submit(WORK)
+        assert ended(jobs, first).state == "done"
+        disk.setattr(job_book, "OUTPUT", "none/output.json")
+        disk.setattr(running, "OUTPUT", "none/output.json")
+        assert ended(jobs, jobs.submit(WORK)).state == "failed"
+    with monkeypatch.context() as broken:
+        broken.setattr(running, "command_line", lambda *_: 1 / 0)
+        found = ended(jobs, jobs.submit(WORK))
+        assert (found.state, "its log says" in found.message) == ("failed", True)
+    assert ended(jobs, jobs.submit(WORK)).state == "done"
+    assert jobs.get(first.id).state == "done"
+
+
+def with_rows(folder: Path) -> Work:
+    rows = folder / "rows.jsonl"
+    rows.write_text("{}\n", encoding="utf-8")
+    return learning(rows)
+
+
+def test_rows_that_were_sent_go_with_their_job_however_it_ends(
+    make: Make, store: RunFolders
+) -> None:
+    def left() -> list[Path]:
+        return list(store._root.glob("*/*.jsonl"))
+
+    for code in (DONE, BROKEN):
+        jobs = make(code)
+        assert ended(jobs, jobs.submit_made(with_rows)).kind == "learn"
+        assert left() == []
+    jobs = make(SLOW, most_waiting=1)
+    first = jobs.submit_made(with_rows)
+    until(lambda: jobs.get(first.id).stage != "")
+    second = jobs.submit_made(with_rows)
+    # The same rows again are a file of their own.
+    assert len(left()) == 2
+    folders = set(store._root.iterdir())
+    with pytest.raises(QueueFullError):
+        jobs.submit_made(with_rows)
+    assert set(store._root.iterdir()) == folders
+    jobs.cancel(second.id)
+    assert [file.parent.name for file in left()] == [first.id]
+    jobs.stop()
+    assert left() == []
+
+
+def sleeping() -> subprocess.Popen[bytes]:
+    code = "import time; time.sleep(600)"
+    return subprocess.Popen([sys.executable, "-S", "-c", code], start_new_session=True)
+
+
+GONE = Mark(2**22 - 3, 1.0)
+
+
+def of_another(store: RunFolders, name: str, state: str, holders: Holders) -> Path:
+    """A job that another server took on."""
+    job = Job(name, "learn", "x", state, "2026")  # type: ignore[arg-type]
+    folder = store.create({}, name)
+    folder.save({field: getattr(job, field) for field in job.__slots__})
+    holders.save(folder.path)
+    (folder.path / "rows.jsonl").write_text("{}\n", encoding="utf-8")
+    return folder.path
+
+
+def test_what_outlived_its_server_runs_until_it_ends(make: Make, store: RunFolders) -> None:
+    with sleeping() as process, sleeping() as other:
+        orphan = of_another(store, "orphan", "running", Holders(GONE, Mark.of(process.pid)))
+        of_another(store, "done", "running", Holders(GONE, Mark.of(other.pid)))
+        of_another(store, "reused", "running", Holders(GONE, Mark(process.pid, 1.0)))
+        of_another(store, "waiting", "queued", Holders(GONE))
+        jobs = make(DONE)
+        assert {job.id: job.state for job in jobs.list()} == {
+            "orphan": "running", "done": "running", "reused": "cancelled", "waiting": "cancelled",
+        }  # fmt: skip
+        assert (orphan / "rows.jsonl").exists()
+        # It can be told to end, and ends.
+        jobs.cancel("orphan")
+        assert process.wait(60) != 0
+        found = jobs.get("orphan")
+        assert (found.state, "goes on where it was" in found.message) == ("cancelled", True)
+        assert not (orphan / "rows.jsonl").exists()
+        # What it printed says that it had come to its end.
+        (store._root / "done" / job_book.OUTPUT).write_text('{"results": []}', encoding="utf-8")
+        other.kill()
+        other.wait()
+        assert jobs.get("done").state == "done"
+
+
+def test_a_second_server_leaves_the_jobs_of_the_first_alone(make: Make) -> None:
+    first = make(SLOW)
+    job = first.submit(WORK)
+    until(lambda: first.get(job.id).stage != "")
+    second = make(DONE)
+    assert second.get(job.id).state == "running"
+    second.stop()
+    assert first.get(job.id).state == "running"
+    first.cancel(job.id)
+    found = ended(first, job)
+    assert second.get(job.id) == found
+
+
+PARENT = """
+import subprocess, sys
+code = (
+    "import signal, time; signal.signal(2, signal.SIG_IGN); print('up', flush=True); "
+    "time.sleep(600)"
+)
+child = subprocess.Popen([sys.executable, "-S", "-c", code], stdout=subprocess.PIPE)
+child.stdout.readline()
+print("    child %d: 0/1 " % child.pid, file=sys.stderr, flush=True)
+child.wait()
+"""
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_job_ends_with_all_that_it_started(make: Make, at_once: bool) -> None:
+    jobs = make(PARENT)
+    job = jobs.submit(WORK)
+    until(lambda: jobs.get(job.id).stage != "")
+    child = Mark.of(int(jobs.get(job.id).stage.split()[1]))
+    assert child.alive
+    if at_once:
+        jobs.kill()
+    else:
+        jobs.cancel(job.id)
+    assert ended(jobs, job).state == ("failed" if at_once else "cancelled")
+    until(lambda: not child.alive)
 
 
 def test_commands_are_those_of_the_command_line(tmp_path: Path) -> None:
@@ -174,7 +314,7 @@ def test_commands_are_those_of_the_command_line(tmp_path: Path) -> None:
 def test_a_job_is_the_ordinary_command_on_the_pool(taught: Pool) -> None:
     jobs = Jobs(taught.jobs, taught.path)
     found = ended(jobs, jobs.submit(Work("retire", "letters", ("expert_1",))))
-    log = (taught.path / "jobs" / found.id / running.LOG).read_text()
+    log = (taught.path / "jobs" / found.id / job_book.LOG).read_text()
     assert found.state == "done", log
     assert [expert.alias for expert in taught.experts()] == ["digits"]
     assert found.result["revision"] == taught.revision.number

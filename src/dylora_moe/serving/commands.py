@@ -21,6 +21,7 @@ _OF_A_RESULT = (
 )  # fmt: skip
 _QUIET = {
     "PoolLockedError": "another process is changing the pool; try again when it is done",
+    "DatabaseUnavailableError": "the pool's database cannot be used now; try again",
     "StorageFullError": "the server's disk is full; nothing of the pool was changed",
 }
 
@@ -109,6 +110,12 @@ def outcome(kind: Kind, code: int, output: str) -> Outcome:
         f"revision {revision}",
         {key: document.get(key) for key in ("before", "revision", "experts")},
     )
+
+
+def completed(output: str) -> bool:
+    """Whether a command printed its result, whatever its exit code was."""
+    document = _document(output)
+    return bool(document) and "error" not in document
 
 
 def _document(output: str) -> dict[str, Any]:

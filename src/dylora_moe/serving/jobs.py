@@ -1,80 +1,44 @@
 """Jobs: what changes a pool, run as the ordinary command in another process, one after the other.
 
-The server itself never writes a revision: the engine picks up what these leave. Knows processes and
-the folders of jobs; knows no HTTP.
+The server itself never writes a revision: the engine picks up what these leave. Knows the queue;
+knows no HTTP.
 """
 
 from __future__ import annotations
 
+import builtins
+import logging
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
 
-from dylora_moe.errors import ArtifactError, PoolError, QueueFullError
-from dylora_moe.ports import JobFolder, JobStore
-from dylora_moe.serving.commands import INTERRUPTED, Kind, Outcome, Work, command_line, outcome
-from dylora_moe.serving.progress import Progress, read_progress
+from dylora_moe.errors import PoolError, QueueFullError, UnavailableError
+from dylora_moe.ports import JobStore
+from dylora_moe.serving.commands import INTERRUPTED, Outcome, Work, command_line, outcome
+from dylora_moe.serving.job_book import (
+    ENDED,
+    LOG,
+    OUTPUT,
+    Job,
+    JobBook,
+    State,
+    moment,
+    text_of,
+)
+from dylora_moe.serving.processes import Group, Holders, dylora, send
 
-State = Literal["queued", "running", "done", "failed", "cancelled"]
-ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
+__all__ = ["ENDED", "Job", "Jobs"]
 
-LOG, OUTPUT = "stderr.log", "output.json"
-KEPT = 100
-"""Jobs that are remembered."""
+PATIENCE = 60.0
+"""Seconds that a job has to come to its end once it was told to; it may be writing a checkpoint."""
 _LOOK = 0.1
 _AGAIN = 3.0
 """Seconds after which a process is told once more: its first seconds it is only being loaded."""
-_PATIENCE = 60.0
-"""Seconds that a job has to come to its end once it was told to; it may be writing a checkpoint."""
-_CODE = (
-    "import os, sys; os.nice(10); from dylora_moe.cli.main import run; sys.exit(run(sys.argv[1:]))"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One job, as it was last seen.
-
-    Attributes:
-        id: its name.
-        kind: which command.
-        subject: what it is about.
-        state: where it is.
-        created, started, ended: ISO 8601; empty before.
-        progress: of the stage that it is in, 0 to 1; 1 once it is done.
-        stage, phase: what it is doing.
-        loss: the last one logged.
-        message: one line, once it has ended.
-        result: the command's numbers.
-    """
-
-    id: str
-    kind: Kind
-    subject: str
-    state: State
-    created: str
-    started: str = ""
-    ended: str = ""
-    progress: float = 0.0
-    stage: str = ""
-    phase: str = ""
-    loss: float | None = None
-    message: str = ""
-    result: Any = None
-
-
-def dylora(arguments: Sequence[str]) -> list[str]:
-    """The command line of another `dylora`, at low priority."""
-    # -P: the folder that the server was started in is no place to import from.
-    return [sys.executable, "-P", "-c", _CODE, *arguments]
+_LOGGER = logging.getLogger(__name__)
 
 
 class Jobs:
@@ -97,90 +61,102 @@ class Jobs:
         learn_options: Sequence[str] = (),
         command: Callable[[Sequence[str]], list[str]] = dylora,
     ) -> None:
-        self._store, self._pool, self._most_waiting = store, pool, most_waiting
+        self._book, self._pool, self._most_waiting = JobBook(store, pool), pool, most_waiting
         self._command, self._learn_options = command, tuple(learn_options)
         self._changed = threading.Condition()
         self._waiting: deque[tuple[str, Work]] = deque()
-        self._folders: dict[str, JobFolder] = {}
-        self._jobs: dict[str, Job] = {}
+        self._reserved = 0
         self._cancelled: set[str] = set()
-        self._began = 0.0
+        self._group: Group | None = None
         self._stopping = False
-        self._read_earlier()
         self._thread = threading.Thread(target=self._run, name="jobs", daemon=True)
         self._thread.start()
 
-    def list(self) -> list[Job]:
+    def list(self) -> builtins.list[Job]:
         """Every job that is remembered, oldest first."""
         with self._changed:
-            found = list(self._jobs.values())
-        return [self._seen(job) for job in found]
+            return [self._book.seen(job) for job in self._book.all()]
 
     def get(self, job_id: str) -> Job:
         """PoolError if there is no such job."""
         with self._changed:
-            found = self._jobs.get(job_id)
-        if found is None:
-            raise PoolError("there is no such job; list them to see those there are")
-        return self._seen(found)
+            found = self._book.find(job_id)
+            if found is None:
+                raise PoolError("there is no such job; list them to see those there are")
+            return self._book.seen(found)
 
     def submit(self, work: Work) -> Job:
-        """Takes a job on.
+        """Takes a job on; raises as `submit_made`."""
+        return self.submit_made(lambda folder: work)
+
+    def submit_made(self, make: Callable[[Path], Work]) -> Job:
+        """Takes a job on that reads rows of its own, which go when it ends, in whatever way.
+
+        Args:
+            make: writes them into the folder that it is given, and says what is to be done.
 
         Raises:
-            QueueFullError: as many wait as may, or the server is being stopped.
+            QueueFullError: as many wait as may; nothing was made.
+            UnavailableError: the server is being stopped.
         """
         with self._changed:
-            if self._stopping or len(self._waiting) >= self._most_waiting:
-                message = f"{len(self._waiting)} jobs wait, as many as may; come again later"
-                raise QueueFullError(message, 60.0)
-            folder = self._store.create({})
-            job = Job(folder.id, work.kind, work.subject, "queued", _now())
-            self._folders[job.id] = folder
-            self._keep(job)
-            self._waiting.append((job.id, work))
-            self._changed.notify_all()
-        return job
+            self._refuse_stopping()
+            taken = len(self._waiting) + self._reserved
+            if taken >= self._most_waiting:
+                raise QueueFullError(f"{taken} jobs wait, as many as may; come again later", 60.0)
+            self._reserved += 1
+        try:
+            with self._book.prepared() as folder:
+                work = make(folder.path)
+                with self._changed:
+                    self._refuse_stopping()
+                    job = self._book.begin(folder, work)
+                    self._waiting.append((job.id, work))
+                    self._changed.notify_all()
+            return job
+        finally:
+            with self._changed:
+                self._reserved -= 1
 
     def cancel(self, job_id: str) -> Job:
         """Ends a job: at once if it waits; what it has learned half-way is kept, and learning the
-        same rows goes on from there. PoolError if there is no such job."""
+        same rows goes on from there. One that waits for another server stays. PoolError if there is
+        no such job."""
         with self._changed:
             job = self.get(job_id)
-            if job.state == "queued":
+            if not self._book.is_own(job_id):
+                holders = Holders.of(self._book.folder(job_id))
+                if job.state == "running" and holders is not None and holders.job is not None:
+                    send(holders.job.pid, signal.SIGINT)
+            elif job.state == "queued":
                 self._waiting = deque(one for one in self._waiting if one[0] != job_id)
-                self._keep(replace(job, state="cancelled", ended=_now(), message="cancelled"))
+                self._book.drop_rows(job_id)
+                job = replace(job, state="cancelled", ended=moment(), message="cancelled")
+                self._book.keep(job)
             elif job.state == "running":
                 self._cancelled.add(job_id)
                 self._changed.notify_all()
-            return self._jobs[job_id]
+            return job
 
     def stop(self) -> None:
-        """Ends all jobs as `cancel` does, and waits for that."""
+        """Takes no more jobs, ends all of them as `cancel` does, and waits for that."""
         with self._changed:
             self._stopping = True
-            for job in list(self._jobs.values()):
-                if job.state not in ENDED:
+            for job in self._book.all():
+                if job.state not in ENDED and self._book.is_own(job.id):
                     self.cancel(job.id)
             self._changed.notify_all()
         self._thread.join()
 
-    def _read_earlier(self) -> None:
-        """Jobs of earlier servers; what one of them left undone is nobody's now."""
-        for folder in self._store.all():
-            try:
-                job = Job(**folder.state())
-            except (ArtifactError, TypeError):
-                # Damaged, or not yet written when its server died: nothing was begun.
-                continue
-            if job.kind not in get_args(Kind):
-                continue
-            self._folders[job.id] = folder
-            self._jobs[job.id] = job
-            if job.state not in ENDED:
-                told = "the server ended before it; the same again goes on where it was"
-                self._keep(replace(job, state="cancelled", ended=_now(), message=told))
-        self._forget()
+    def kill(self) -> None:
+        """Ends what runs at once. For a handler of signals: takes no lock, waits for nothing."""
+        group = self._group
+        if group is not None:
+            group.kill()
+
+    def _refuse_stopping(self) -> None:
+        if self._stopping:
+            raise UnavailableError("the server is being stopped")
 
     def _run(self) -> None:
         while True:
@@ -190,35 +166,39 @@ class Jobs:
                 if not self._waiting:
                     return
                 job_id, work = self._waiting.popleft()
-                self._began = time.time()
-                job = replace(self._jobs[job_id], state="running", started=_now())
-                self._keep(job)
+                job = replace(self.get(job_id), state="running", started=moment())
+                self._book.keep(job)
             try:
                 code, output = self._process(job, work)
                 told = outcome(work.kind, code, output)
             except OSError as error:
                 code, told = 1, Outcome(f"it could not be started: {error.strerror}")
-            self._end(job, code, told)
+            except Exception as error:
+                # The next ones are to run all the same.
+                _LOGGER.error("job %s went wrong", job.id, exc_info=error)
+                code, told = 1, Outcome("something went wrong on the server; its log says what")
+            try:
+                self._end(job, code, told)
+            except Exception as error:
+                _LOGGER.error("job %s could not be put away", job.id, exc_info=error)
 
     def _process(self, job: Job, work: Work) -> tuple[int, str]:
         """Runs the command to its end; exit code and stdout."""
-        folder = self._folders[job.id].path
+        folder = self._book.folder(job.id)
         arguments = command_line(work, self._pool, self._learn_options)
         with (folder / OUTPUT).open("wb") as output, (folder / LOG).open("wb") as log:
-            process = subprocess.Popen(
-                self._command(arguments),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=log,
-                # Ctrl-C at the server's terminal is the server's to pass on.
-                start_new_session=True,
-            )
-            self._wait(job.id, process)
-        return process.returncode, (folder / OUTPUT).read_text(encoding="utf-8", errors="replace")
+            group = self._group = Group(self._command(arguments), output, log)
+            try:
+                self._book.runs(job.id, group.pid)
+                code = self._wait(job.id, group)
+            finally:
+                group.close()
+                self._group = None
+        return code, text_of(folder / OUTPUT)
 
-    def _wait(self, job_id: str, process: subprocess.Popen[bytes]) -> None:
+    def _wait(self, job_id: str, group: Group) -> int:
         told_at = first = 0.0
-        while process.poll() is None:
+        while (code := group.ended()) is None:
             with self._changed:
                 if job_id not in self._cancelled:
                     self._changed.wait(_LOOK)
@@ -227,50 +207,28 @@ class Jobs:
                 continue
             now = time.monotonic()
             first = first or now
-            if now - first > _PATIENCE:
-                process.kill()
+            if now - first > PATIENCE:
+                group.kill()
             elif now - told_at > _AGAIN:
-                process.send_signal(signal.SIGINT)
+                send(group.pid, signal.SIGINT)
                 told_at = now
             time.sleep(_LOOK)
+        return code
 
     def _end(self, job: Job, code: int, told: Outcome) -> None:
-        seen = self._seen(self._jobs[job.id])
+        seen = self._book.seen(job)
         state: State = "done" if code == 0 else "failed"
         message = told.message
         with self._changed:
             if code != 0 and (job.id in self._cancelled or code == INTERRUPTED):
                 state, message = "cancelled", "cancelled; the same again goes on where it was"
             self._cancelled.discard(job.id)
+            self._book.drop_rows(job.id)
             progress = 1.0 if state == "done" else seen.progress
-            self._keep(
+            self._book.keep(
                 replace(
-                    seen, state=state, ended=_now(), progress=progress, message=message,
+                    seen, state=state, ended=moment(), progress=progress, message=message,
                     result=told.result,
                 )
             )  # fmt: skip
-            self._forget()
-
-    def _seen(self, job: Job) -> Job:
-        """The job with how far it is."""
-        if job.state != "running":
-            return job
-        log = self._folders[job.id].path / LOG
-        found: Progress = read_progress(log, self._pool / "runs", self._began)
-        return replace(
-            job, progress=found.share, stage=found.stage, phase=found.phase, loss=found.loss
-        )
-
-    def _keep(self, job: Job) -> None:
-        self._folders[job.id].save(asdict(job))
-        self._jobs[job.id] = job
-
-    def _forget(self) -> None:
-        over = [job.id for job in self._jobs.values() if job.state in ENDED]
-        for job_id in over[: max(0, len(self._jobs) - KEPT)]:
-            self._folders.pop(job_id).remove()
-            del self._jobs[job_id]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+            self._book.forget()

@@ -112,9 +112,11 @@ class FileInbox:
                     gone += 1
         return gone
 
-    def confirm(self, name: str, examples: Sequence[Example]) -> Path:
-        """Writes prompts with their answers to `inbox/confirmed/`; the same rows give the same
-        file.
+    def confirm(self, name: str, examples: Sequence[Example], folder: Path | None = None) -> Path:
+        """Writes prompts with their answers to a file; the same rows give the same name.
+
+        Args:
+            folder: of the pool, whose owner removes the file; `inbox/confirmed/` where None.
 
         Raises:
             PoolError: no rows.
@@ -125,7 +127,11 @@ class FileInbox:
             raise PoolError("no prompt was answered; give at least one answer")
         body = b"".join(_row(example) for example in examples)
         plain = re.sub(r"[^A-Za-z0-9_]+", "-", name).strip("-")[:60] or _FOLDER
-        path = f"{_FOLDER}/{_CONFIRMED}/{plain}-{hashlib.sha256(body).hexdigest()[:8]}.jsonl"
+        file = f"{plain}-{hashlib.sha256(body).hexdigest()[:8]}.jsonl"
+        if folder is not None:
+            replace_file(folder / file, body)
+            return folder / file
+        path = f"{_FOLDER}/{_CONFIRMED}/{file}"
         return self._artifacts.root / self._artifacts.put_bytes(path, body).path
 
     def learned(self, examples: Sequence[Example]) -> int:

@@ -85,6 +85,9 @@ def served(
 
     def command(arguments: Sequence[str]) -> list[str]:
         told.append(list(arguments))
+        if arguments[0] == "learn":
+            # It goes with its job.
+            told[-1].append(Path(arguments[2]).read_text(encoding="utf-8"))
         return [sys.executable, "-S", "-c", TOLD]
 
     jobs = Jobs(taught.jobs, taught.path, command=command)
@@ -173,12 +176,44 @@ def test_examples_become_a_file_whose_name_no_request_makes(
     answer = web.post("/v1/experts", json=body)
     assert (answer.status_code, answer.json()["kind"]) == (202, "learn")
     eventually(lambda: len(told) == 1)
-    verb, pool, file, *options = told[0]
+    verb, pool, file, *options, read = told[0]
     assert (verb, pool, options) == (
         "learn", str(taught.path), ["--name=signs", "--as-new", "--json"],
     )  # fmt: skip
-    assert Path(file).parent == taught.path / "inbox" / "confirmed"
-    assert len(Path(file).read_text().splitlines()) == 30
+    assert Path(file).parent == taught.path / "jobs" / answer.json()["id"]
+    assert len(read.splitlines()) == 30
+    eventually(lambda: not Path(file).exists())
+
+
+def test_an_upload_that_is_refused_leaves_nothing(
+    web: TestClient, served: Served, taught: Pool, told: list[list[str]]
+) -> None:
+    body = {"examples": sent(rows(SIGNS, 30, 5))}
+    # Twice the same: neither takes the other's rows away.
+    for _ in range(2):
+        assert web.post("/v1/experts", json=body).status_code == 202
+    eventually(lambda: {job["state"] for job in web.get("/v1/jobs").json()["data"]} == {"done"})
+    assert len({arguments[2] for arguments in told}) == 2
+    assert served.jobs is not None
+    served.jobs._most_waiting = 0
+    assert web.post("/v1/experts", json=body).status_code == 429
+    assert list(taught.path.glob("**/uploaded-*")) == []
+    assert len(list((taught.path / "jobs").iterdir())) == 2
+
+
+def test_nothing_is_taken_on_while_the_server_is_being_stopped(
+    web: TestClient, served: Served, taught: Pool
+) -> None:
+    assert served.jobs is not None
+    served.jobs.stop()
+    body = {"examples": sent(rows(SIGNS, 30, 5))}
+    for answer in (
+        web.post("/v1/experts", json=body),
+        web.post("/v1/experts/letters/retire"),
+    ):
+        assert (answer.status_code, error_of(answer)["code"]) == (503, "unavailable")
+    assert web.get("/v1/jobs").json()["data"] == []
+    assert list(taught.path.glob("**/uploaded-*")) == []
 
 
 @pytest.mark.parametrize(
@@ -330,11 +365,12 @@ def test_with_a_key_none_of_it_is_open(served: Served) -> None:
 def test_strange_prompts_are_written_by_a_thread_that_never_holds_anybody_up(
     taught: Pool,
 ) -> None:
-    writer = InboxWriter(taught.inbox, InboxBounds(entries=2, redact=(r"\d+",)), most_waiting=8)
+    bounds, told = InboxBounds(entries=2, redact=(r"\d+",)), list[str]()
+    writer = InboxWriter(taught.inbox, bounds, told.append, most_waiting=8)
     for prompt in ("a 1", "b 2", "c 3"):
         writer.offer([Turn("user", prompt)])
     writer.close()
     assert [e.prompt for e in taught.inbox.entries()] == ["b [redacted]", "c [redacted]"]
     for _ in range(20):
         writer.offer([Turn("user", "x")])
-    assert writer.lost == 12
+    assert (writer.lost, len(told)) == (12, 1)

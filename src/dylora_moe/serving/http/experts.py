@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
@@ -61,7 +62,8 @@ def router(served: Served, run_tests: bool = False) -> APIRouter:
         jobs_of(served)
         # By its id, which is what was found: it may be renamed until the job's turn comes.
         found = find(name)
-        return submitted(served, Work(kind, found.alias, (found.expert_id, *more)))
+        work = Work(kind, found.alias, (found.expert_id, *more))
+        return submitted(served, lambda folder: work)
 
     @routes.get("/v1/experts")
     def list_experts() -> dict[str, Any]:
@@ -88,10 +90,15 @@ def router(served: Served, run_tests: bool = False) -> APIRouter:
         check_overrules(body.into, body.as_new, body.mixed, body.name)
         jobs_of(served)
         rows = examples_of(body.examples, run_tests=run_tests)
-        # The name of the file is made of what it holds.
-        file = served.pool.inbox.confirm("uploaded", rows)
-        work = learning(file, name=body.name, into=body.into, as_new=body.as_new, mixed=body.mixed)
-        return submitted(served, work)
+
+        def make(folder: Path) -> Work:
+            # The name of the file is made of what it holds.
+            file = served.pool.inbox.confirm("uploaded", rows, folder)
+            return learning(
+                file, name=body.name, into=body.into, as_new=body.as_new, mixed=body.mixed
+            )
+
+        return submitted(served, make)
 
     @routes.post("/v1/experts/{expert_id}/rollback", status_code=202)
     def rollback(expert_id: ExpertName) -> dict[str, Any]:

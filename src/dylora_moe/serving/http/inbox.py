@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter
 
 from dylora_moe.errors import DataError, PoolError
 from dylora_moe.records import InboxEntry, Turn
-from dylora_moe.serving.commands import learning
-from dylora_moe.serving.http.errors import bad, internal
+from dylora_moe.serving.commands import Work, learning
+from dylora_moe.serving.http.errors import bad, told
 from dylora_moe.serving.http.examples import (
     ExpertName,
     Rows,
@@ -62,7 +63,7 @@ def router(served: Served, run_tests: bool = False) -> APIRouter:
         try:
             return view().find(cluster_id)
         except PoolError as error:
-            raise missing("cluster") if type(error) is PoolError else internal(error) from None
+            raise missing("cluster") if type(error) is PoolError else told(error) from None
 
     @routes.get("/v1/inbox")
     async def list_clusters() -> dict[str, Any]:
@@ -97,10 +98,15 @@ def router(served: Served, run_tests: bool = False) -> APIRouter:
             answered = checked_answers(rows, prompts_of(found))
         except DataError as error:
             raise bad(str(error), "answers") from None
-        # The name of the file is made here, of the cluster's own id.
-        file = served.pool.inbox.confirm(f"inbox-{found.id}", answered.examples)
-        work = learning(file, name=body.name, into=body.into, as_new=body.as_new, mixed=body.mixed)
-        return submitted(served, work)
+
+        def make(folder: Path) -> Work:
+            # The name of the file is made here, of the cluster's own id.
+            file = served.pool.inbox.confirm(f"inbox-{found.id}", answered.examples, folder)
+            return learning(
+                file, name=body.name, into=body.into, as_new=body.as_new, mixed=body.mixed
+            )
+
+        return submitted(served, make)
 
     def dropped(cluster_id: str) -> dict[str, Any]:
         found = find(cluster_id)

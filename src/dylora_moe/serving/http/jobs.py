@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
@@ -54,9 +56,9 @@ def jobs_of(served: Served) -> Jobs:
     return served.jobs
 
 
-def submitted(served: Served, work: Work) -> dict[str, Any]:
-    """A job that was just taken on."""
-    return document_of(jobs_of(served).submit(work))
+def submitted(served: Served, make: Callable[[Path], Work]) -> dict[str, Any]:
+    """A job that was just taken on; `make` as of `Jobs.submit_made`."""
+    return document_of(jobs_of(served).submit_made(make))
 
 
 def document_of(job: Job) -> dict[str, Any]:
