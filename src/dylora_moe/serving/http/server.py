@@ -39,6 +39,8 @@ class Server(uvicorn.Server):
         stopping: set by the first signal.
         settings: of the server.
         on_started: called once requests are taken in.
+        on_stopping: called in a thread of its own when it is told to stop, beside the draining.
+        on_killed: called before it ends at once; must neither wait nor take a lock.
 
     Attributes:
         finished: whether everything that ran came to its end.
@@ -51,6 +53,8 @@ class Server(uvicorn.Server):
         stopping: Stopping,
         settings: ServeSettings,
         on_started: Callable[[], None],
+        on_stopping: Callable[[], object] = lambda: None,
+        on_killed: Callable[[], object] = lambda: None,
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -71,7 +75,7 @@ class Server(uvicorn.Server):
         self.finished = True
         self._engine, self._settings = engine, settings
         self._begun = stopping
-        self._on_started = on_started
+        self._on_started, self._on_stopping, self._on_killed = on_started, on_stopping, on_killed
 
     @property
     def stopping(self) -> bool:
@@ -99,13 +103,15 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Ends in good order; at the second time at once."""
         if self.stopping:
+            self._on_killed()
             os._exit(128 + sig)
         self.stop()
 
     def stop(self) -> None:
         """Takes no more requests, finishes those that run, then ends."""
         self._begun.begun = True
-        threading.Thread(target=self._drain, name="dylora-drain", daemon=True).start()
+        for name, work in (("stopping", self._on_stopping), ("drain", self._drain)):
+            threading.Thread(target=work, name=f"dylora-{name}", daemon=True).start()
 
     def _drain(self) -> None:
         state = self._engine.state()
