@@ -43,6 +43,10 @@ class ArtifactError(PoolError):
     """A stored file is missing, truncated or does not match its hash."""
 
 
+class DatabaseUnavailableError(PoolError):
+    """A pool's database is busy, or cannot be reached; later it may be otherwise."""
+
+
 class StorageFullError(PoolError):
     """The disk refused a write; nothing of the pool was changed."""
 

@@ -15,7 +15,13 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DatabaseError, NoSuchModuleError, OperationalError
 
-from dylora_moe.errors import ArtifactError, MissingExtraError, PoolError, StorageFullError
+from dylora_moe.errors import (
+    ArtifactError,
+    DatabaseUnavailableError,
+    MissingExtraError,
+    PoolError,
+    StorageFullError,
+)
 
 BUSY_SECONDS = 30.0
 """How long a writer waits for another one before it gives up."""
@@ -142,7 +148,9 @@ def _explained(error: DatabaseError, name: str) -> PoolError | None:
     """Our error for what the person can mend; None for what is a mistake in the code."""
     if not isinstance(error.orig, sqlite3.Error):
         if isinstance(error, OperationalError):
-            return PoolError(f"{name} cannot be reached: {_first_line(error)}; is it up?")
+            return DatabaseUnavailableError(
+                f"{name} cannot be reached: {_first_line(error)}; is it up?"
+            )
         return None
     # The low byte is the primary code; the rest tells variants of it apart.
     code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
@@ -150,7 +158,7 @@ def _explained(error: DatabaseError, name: str) -> PoolError | None:
     if code == sqlite3.SQLITE_FULL or (code == sqlite3.SQLITE_IOERR and _has_no_room(name)):
         return StorageFullError(f"the disk is full: {name} was not changed; free some space")
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return PoolError(
+        return DatabaseUnavailableError(
             f"{name} is busy: another process has been writing for {BUSY_SECONDS:.0f} s; try again"
         )
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -158,7 +166,7 @@ def _explained(error: DatabaseError, name: str) -> PoolError | None:
             f"{name} is damaged: {_first_line(error)}; restore the pool's folder from a copy"
         )
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_IOERR):
-        return PoolError(
+        return DatabaseUnavailableError(
             f"{name} cannot be used: {_first_line(error)}; "
             "check that it exists and that you may write to its folder"
         )

@@ -18,11 +18,13 @@ from starlette.exceptions import HTTPException
 
 from dylora_moe.errors import (
     ConfigError,
+    DatabaseUnavailableError,
     DataError,
     DyLoRAError,
     PoolError,
     PromptLengthError,
     QueueFullError,
+    StorageFullError,
     UnavailableError,
 )
 from dylora_moe.serving.http.logs import log_failure
@@ -94,6 +96,13 @@ def told(error: DyLoRAError) -> ApiError:
     if isinstance(error, UnavailableError):
         message = "the server takes no requests now; come again in a moment"
         return ApiError(503, message, headers={"retry-after": "2"})
+    if isinstance(error, DatabaseUnavailableError):
+        log_failure(error)
+        message = "the pool's database cannot be used now; come again in a moment"
+        return ApiError(503, message, headers={"retry-after": "5"})
+    if isinstance(error, StorageFullError):
+        log_failure(error)
+        return ApiError(503, "the server's disk is full; nothing was changed")
     if isinstance(error, PromptLengthError):
         return bad(str(error), None, "context_length_exceeded")
     if isinstance(error, DataError):
@@ -104,9 +113,9 @@ def told(error: DyLoRAError) -> ApiError:
 
 
 def unknown_model(error: PoolError, name: str) -> ApiError:
-    """No such expert or version; a pool whose files are damaged says nothing of them."""
+    """No such expert or version; or what is wrong with the pool, of which nothing is said."""
     if type(error) is not PoolError:
-        return internal(error)
+        return told(error)
     message = f"the model '{name[:100]}' does not exist; /v1/models lists those there are"
     return ApiError(404, message, "model_not_found", "model")
 

@@ -144,7 +144,9 @@ def router(served: Served, metrics: Metrics, inbox: bool = False) -> APIRouter:
         """What a run logged, as curves."""
         try:
             return run_curves(served.pool, run)
-        except PoolError:
+        except PoolError as error:
+            if type(error) is not PoolError:
+                raise
             message = "there is no such run; /v1/pool/runs lists those there are"
             raise ApiError(404, message, "run_not_found", "run") from None
 
