@@ -22,11 +22,9 @@ class _Sink:
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
-        self._written = 0
 
     def write(self, body: bytes) -> int:
         self._pieces.append(bytes(body))
-        self._written += len(body)
         return len(body)
 
     def flush(self) -> None:

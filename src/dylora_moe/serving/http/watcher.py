@@ -69,8 +69,9 @@ class Watcher:
                 _tell_change(self._revision, found)
             self._revision = found
         recent = pool.registry.events(limit=RECENT)
-        seen = recent.index(self._last) + 1 if self._last in recent else 0
-        for event in recent[seen:]:
+        # The last of those that are alike: one transaction may say the same twice.
+        alike = [number for number, event in enumerate(recent, 1) if event == self._last]
+        for event in recent[max(alike, default=0) :]:
             _tell_event(event)
         self._last = recent[-1] if recent else None
 
