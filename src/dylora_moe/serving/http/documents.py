@@ -11,7 +11,9 @@ from dylora_moe.serving.engine.requests import Finished, Logprobs, Provenance, T
 
 HEADER = "x-dylora-provenance"
 HEADER_WEIGHTS = 8
-"""Experts that the header names; a line of headers has its limits, the body names all."""
+"""Experts that the header names."""
+HEADER_BYTES = 2048
+"""Of the header: proxies take some thousands of all headers together; the body names all."""
 
 
 def provenance_of(found: Provenance | None, number: str, weights: int | None = None) -> Any:
@@ -42,12 +44,23 @@ def provenance_of(found: Provenance | None, number: str, weights: int | None = N
 
 
 def header_of(ends: Sequence[Finished | None], numbers: Sequence[str]) -> str:
-    """Provenance of every choice, as one line of ASCII."""
+    """Provenance of the choices, as one line of ASCII: where there is no room for all, without
+    weights, and where there is none for that, of the first ones."""
     found = [
         provenance_of(end.provenance if end else None, number, HEADER_WEIGHTS)
         for end, number in zip(ends, numbers, strict=True)
     ]
-    return json.dumps(found, separators=(",", ":"), allow_nan=False)
+    if len(_line(found)) > HEADER_BYTES:
+        for each in found:
+            if each is not None:
+                del each["weights"]
+    while len(found) > 1 and len(_line(found)) > HEADER_BYTES:
+        found.pop()
+    return _line(found)
+
+
+def _line(values: Any) -> str:
+    return json.dumps(values, separators=(",", ":"), allow_nan=False)
 
 
 def usage_of(ends: Sequence[Finished], numbers: Sequence[str], copies: int) -> dict[str, Any]:
