@@ -16,9 +16,9 @@ import pytest
 
 from dylora_moe.cli import opening
 from dylora_moe.cli.serving import hints, take_back
-from dylora_moe.errors import PoolError, QueueFullError
-from dylora_moe.serving.commands import Work
+from dylora_moe.errors import PoolError
 from dylora_moe.serving.engine.notes import Note
+from dylora_moe.serving.taking_back import Failed
 from tests.cli.conftest import Cli
 from tests.docs_reading import ROOT
 from tests.serving import doubles
@@ -192,17 +192,14 @@ def test_the_hint_shows_the_key_only_where_one_is_needed() -> None:
     assert "Authorization" not in "\n".join(hints("pool", "http://x", False))
 
 
-def test_a_version_that_failed_its_trial_is_taken_out_of_the_pool_itself() -> None:
-    asked: list[Work] = []
+def test_a_version_that_failed_its_trial_is_to_be_taken_out_of_the_pool_itself() -> None:
+    asked: list[Failed] = []
 
-    class Doing:
-        def submit(self, work: Work) -> None:
-            if asked:
-                raise QueueFullError("32 jobs wait", 5.0)
-            asked.append(work)
+    class Taking:
+        def add(self, failed: Failed) -> None:
+            asked.append(failed)
 
     numbers = {"expert": "letters", "expert_id": "expert_1", "version": 3, "back_to": 2}
     note = Note("canary rolled back", "letters@3 is taken back", numbers)
-    for _ in range(2):
-        take_back(Doing(), note)  # type: ignore[arg-type]
-    assert asked == [Work("promote", "letters", ("expert_1", "2"))]
+    take_back(Taking(), note)  # type: ignore[arg-type]
+    assert asked == [Failed("expert_1", "letters", version=3, back_to=2)]

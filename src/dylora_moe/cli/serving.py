@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,18 +16,18 @@ import typer
 from dylora_moe.cli import opening
 from dylora_moe.cli.options import Device, Dtype, PoolFolder
 from dylora_moe.cli.output import command
-from dylora_moe.errors import ConfigError, DyLoRAError, UnavailableError
+from dylora_moe.errors import ConfigError, UnavailableError
 from dylora_moe.records import BASE_NAME
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from dylora_moe.serving.engine.notes import Note
     from dylora_moe.serving.http.server import Server
     from dylora_moe.serving.inbox import InboxWriter
-    from dylora_moe.serving.jobs import Jobs
     from dylora_moe.serving.served import Served
     from dylora_moe.serving.settings import ServeSettings
+    from dylora_moe.serving.taking_back import TakingBack
 
 LOOK = 0.1
 """Seconds between two looks at the engine."""
@@ -96,9 +98,10 @@ def _serve(
     from dylora_moe.serving.http.server import Server, bound, url_of
 
     write_logs(settings.log.file)
-    errors: list[str] = []
+    # The last one alone: it is what a server that ends by itself ends with.
+    errors: deque[str] = deque(maxlen=1)
     writers: list[InboxWriter] = []
-    jobs: list[Jobs] = []
+    taking: list[TakingBack] = []
 
     def noted(note: Note) -> None:
         if note.kind == "error":
@@ -106,15 +109,15 @@ def _serve(
         if note.kind == "strange" and writers:
             writers[0].offer(note.turns)
         log_note(note)
-        if note.kind == "canary rolled back" and jobs:
-            take_back(jobs[0], note)
+        if note.kind == "canary rolled back" and taking:
+            take_back(taking[0], note)
 
     with bound(settings.host, settings.port) as listening:
         served = opening.open_served(
             asked.pool, settings, device=asked.device, dtype=asked.dtype, on_note=noted
         )
         writers += _writers(served, settings)
-        jobs += [] if served.jobs is None else [served.jobs]
+        taking += _taking_back(served)
         stopping, url = Stopping(), url_of(listening)
         groups = managing.routers(served, settings.run_tests)
         app = create_app(served, settings, keys, stopping=stopping, groups=groups)
@@ -126,9 +129,17 @@ def _serve(
             watch = (served, server, errors, lambda: say("\n".join(lines)))
             threading.Thread(target=_watch_engine, args=watch, daemon=True).start()
 
-        server = Server(app, served.engine, stopping, settings, started)
+        server = Server(
+            app,
+            served.engine,
+            stopping,
+            settings,
+            started,
+            on_stopping=lambda: _end_jobs(served, taking),
+            on_killed=served.jobs.kill if served.jobs is not None else lambda: None,
+        )
         server.run(sockets=[listening])
-        _put_away(served, writers)
+        _put_away(served, writers, taking)
     if not stopping.begun:
         raise UnavailableError(errors[-1] if errors else "the server could not begin")
     if not server.finished:
@@ -139,17 +150,26 @@ def _serve(
     say("stopped; everything that ran was finished")
 
 
-def take_back(jobs: Jobs, note: Note) -> None:
+def take_back(taking: TakingBack, note: Note) -> None:
     """Has the pool itself put the version before a failed trial into service; the engine answers by
     it already. Neither waits nor raises."""
-    from dylora_moe.serving.commands import Work
-    from dylora_moe.serving.http.logs import log_event
+    from dylora_moe.serving.taking_back import Failed
 
-    expert, version = str(note.numbers["expert_id"]), str(note.numbers["back_to"])
-    try:
-        jobs.submit(Work("promote", str(note.numbers["expert"]), (expert, version)))
-    except DyLoRAError as error:
-        log_event("error", message=f"{expert}@{version} could not be put into service: {error}")
+    told = note.numbers
+    taking.add(Failed(told["expert_id"], told["expert"], told["version"], told["back_to"]))
+
+
+def _taking_back(served: Served) -> list[TakingBack]:
+    """What takes failed versions out of the pool: one, or none where nobody may change it."""
+    if served.jobs is None:
+        return []
+    from dylora_moe.serving.http.logs import log_event
+    from dylora_moe.serving.taking_back import TakingBack
+
+    def trouble(why: str) -> None:
+        log_event("error", logging.ERROR, message=why)
+
+    return [TakingBack(served.pool.registry, served.jobs, trouble)]
 
 
 def _writers(served: Served, settings: ServeSettings) -> list[InboxWriter]:
@@ -167,13 +187,31 @@ def _writers(served: Served, settings: ServeSettings) -> list[InboxWriter]:
     return [InboxWriter(served.pool.inbox, bounds, lost)]
 
 
-def _put_away(served: Served, writers: list[InboxWriter]) -> None:
+def _put_away(served: Served, writers: list[InboxWriter], taking: list[TakingBack]) -> None:
     """Ends everything beside the engine, which is drained by now."""
+    from dylora_moe.serving.http.logs import log_event
+
+    with ExitStack() as stack:
+        # Whatever goes wrong with one, the others are ended all the same.
+        stack.callback(served.pool.close)
+        for writer in writers:
+            stack.callback(writer.close)
+        _end_jobs(served, taking)
+        for failed in [one for each in taking for one in each.left()]:
+            told = (
+                f"{failed.alias}@{failed.version} failed its trial and is still in service in the "
+                f"pool; take it back: dylora experts promote POOL {failed.alias} {failed.back_to}"
+            )
+            log_event("error", logging.ERROR, message=told)
+
+
+def _end_jobs(served: Served, taking: list[TakingBack]) -> None:
+    """Ends what changes the pool; at the second time there is nothing left to do."""
+    # First: a job that is cancelled here is one that nobody wanted to be cancelled.
+    for each in taking:
+        each.stop()
     if served.jobs is not None:
         served.jobs.stop()
-    for writer in writers:
-        writer.close()
-    served.pool.close()
 
 
 def hints(name: str, url: str, keyed: bool) -> list[str]:
@@ -188,7 +226,7 @@ def hints(name: str, url: str, keyed: bool) -> list[str]:
 
 
 def _watch_engine(
-    served: Served, server: Server, errors: list[str], on_ready: Callable[[], object]
+    served: Served, server: Server, errors: Sequence[str], on_ready: Callable[[], object]
 ) -> None:
     """Says when requests are taken; ends the server where the engine has broken down."""
     said = False
