@@ -119,14 +119,15 @@ def test_inference_reuses_its_stacks_until_the_manager_changes_an_expert() -> No
     layer = next(m for m in manager.model.modules() if isinstance(m, MixtureLinear))
     gates = Gates(("expert_0", "expert_1"), torch.full((2, 2), 0.5))
     first = logits(manager, gates)
-    kept = layer._kept
-    assert kept is not None
+    (kept,) = (stacks for _, stacks in layer._stacks._kept.values())
     # Other gates keep nothing yet, so that the layer's own stacks are asked for.
     logits(manager, Gates(gates.experts, gates.weights))
-    assert layer._kept is kept
+    (again,) = (stacks for _, stacks in layer._stacks._kept.values())
+    assert again is kept
     scramble(manager, "expert_1", seed=9)
     assert (logits(manager, gates) - first).abs().max() > 0.01
-    assert layer._kept is not kept
+    (anew,) = (stacks for _, stacks in layer._stacks._kept.values())
+    assert anew is not kept
 
 
 def test_dropout_falls_on_the_expert_that_has_it_and_not_on_its_neighbour() -> None:

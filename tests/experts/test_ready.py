@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from dylora_moe.experts import mixture
+from dylora_moe.experts import mixture, ready
 from dylora_moe.experts.gates import Gates
 from dylora_moe.experts.mixture import MixtureLinear
 from dylora_moe.experts.products import StackedLinear
@@ -97,13 +97,66 @@ def test_rows_of_their_own_keep_what_was_gathered(monkeypatch: pytest.MonkeyPatc
     assert len(piled) == 4
 
 
+def test_sets_of_experts_are_stacked_once_while_few_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layer, x, made = layer_of(6), torch.randn(1, 3, 12), []
+    own = ready.turned
+
+    def turned(*args: Any) -> tuple[Tensor, Tensor]:
+        made.append(args)
+        return own(*args)
+
+    monkeypatch.setattr(ready, "turned", turned)
+    sets = [NAMES[:2], NAMES[2:3], NAMES[3:6]]
+    with torch.no_grad():
+        for names in [*sets, *sets]:
+            gates = Gates(names, torch.full((1, len(names)), 0.5))
+            with layer._slot.bound(gates):
+                layer(x)
+        assert len(made) == 3
+        assert len(layer._stacks) == 3
+        with layer._slot.bound(Gates(NAMES, torch.full((1, 6), 0.1))):
+            layer(x)
+        # Those that were used longest ago make room.
+        assert len(layer._stacks) == 1
+        layer._slot.revision += 1
+        with layer._slot.bound(Gates(sets[1], torch.ones(1, 1))):
+            layer(x)
+        assert len(layer._stacks) == 1
+    assert len(made) == 5
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_stacks_of_unlike_scalings_come_to_the_plain_operations(length: int) -> None:
+    layer, x = layer_of(3), torch.randn(1, length, 12)
+    layer.scaling["expert_1"] = 0.25
+    for weights in ([[0.5, 0.3, 0.1]], [[1.0, 0.0, 0.0]]):
+        gates = Gates(NAMES[:3], torch.tensor(weights))
+        with torch.no_grad(), layer._slot.bound(gates):
+            plain = layer._base(x) + layer._delta(x, gates, NAMES[:3])
+            for _ in range(2):
+                assert torch.allclose(layer(x), plain, atol=1e-6)
+
+
+def test_stacking_a_rank_of_one_leaves_the_expert_as_it_is() -> None:
+    matrices = torch.randn(1, 6), torch.randn(5, 1)
+    before = [one.clone() for one in matrices]
+    downs, ups = ready.turned(matrices, (3.0,), torch.float32)
+    assert torch.equal(ups, before[1].t() * 3.0)
+    assert all(torch.equal(*pair) for pair in zip(matrices, before, strict=True))
+    assert ready.turned((torch.randn(2, 6), torch.randn(5, 2)), (3.0,), torch.float32)[
+        1
+    ].is_contiguous()
+
+
 def test_an_expert_that_leaves_leaves_no_stack_behind() -> None:
     manager = with_experts()
     layers = [m for m in manager.model.modules() if isinstance(m, MixtureLinear)]
     logits(manager, Gates(("expert_0", "expert_1"), torch.full((2, 2), 0.5)))
-    assert all(layer._kept is not None for layer in layers)
+    assert all(len(layer._stacks) for layer in layers)
     manager.offload("expert_1")
-    assert all(layer._kept is None for layer in layers)
+    assert not any(len(layer._stacks) for layer in layers)
 
 
 @pytest.mark.parametrize("gates", [mixed(), by_row()], ids=["stacked", "by row"])

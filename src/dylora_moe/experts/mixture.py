@@ -27,9 +27,8 @@ from dylora_moe.experts.products import (
     gathered,
     pile,
     stack,
-    turned,
 )
-from dylora_moe.experts.ready import Ready, is_few, version
+from dylora_moe.experts.ready import Ready, Stacks, is_few, turned, version
 
 
 class MixtureLinear(Linear):
@@ -59,8 +58,7 @@ class MixtureLinear(Linear):
         )
         self.fan_in_fan_out = transposed
         self._slot = slot
-        self._kept_key: Any = None
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._stacks = Stacks()
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Base output plus the gated experts' deltas.
@@ -98,7 +96,7 @@ class MixtureLinear(Linear):
 
     def forget(self) -> None:
         """Lets go of the stacks that were kept, whose experts leave."""
-        self._kept = self._kept_key = None
+        self._stacks.forget()
 
     def _base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         result = self.base_layer(x, *args, **kwargs)
@@ -162,21 +160,24 @@ class MixtureLinear(Linear):
         return result
 
     def _stacked(self, x: Tensor, gates: Gates, names: tuple[str, ...]) -> Tensor:
-        """Without a graph: stacks are kept, and weights that all rows share are in them."""
+        """Without a graph: stacks are kept, and weights that one token's rows share are in them."""
         matrices = self._matrices(names)
-        few = is_few(x, sum(self.r[name] for name in names))
-        dtype = torch.float32 if few else x.dtype
-        downs, ups = turned(matrices, dtype) if few else self._stacks(names, matrices, dtype)
-        gate = None
-        if gates.uniform and len(names) == 1:
-            ups = ups * self.scaling[names[0]]
-        elif gates.weights.dim() == 2 and gates.weights.shape[0] == 1:
-            ups = ups * self._along_rank(x, gates, names).view(-1, ups.shape[0])[:1].t().to(dtype)
+        few, learns = is_few(x, sum(self.r[name] for name in names)), self._learns(names)
+        dtype, revision = torch.float32 if few else x.dtype, self._slot.revision
+        scalings = tuple(self.scaling[name] for name in names)
+        if learns:
+            downs, ups = turned(matrices, scalings, dtype)
         else:
-            gate = self._along_rank(x, gates, names).to(dtype)
-        revision = self._slot.revision
+            downs, ups = self._stacks.of(names, matrices, scalings, dtype, revision)
+        gate = None
+        if not (gates.uniform and len(names) == 1):
+            # The scaling is in the stacks.
+            ranks = tuple(self.r[name] for name in names)
+            gate = gates.along_rank(names, ranks, (1.0,) * len(names), x).to(dtype)
+            if gates.weights.dim() == 2 and gates.weights.shape[0] == 1 and x.shape[-2] == 1:
+                ups, gate = ups * gate.view(-1, 1), None
         ready = Ready(x, revision, matrices, downs, ups, gate, _frozen(self.base_layer))
-        if not self._learns(names):
+        if not learns:
             gates.kept[self] = ready
         return ready.output(x, self._base)
 
@@ -226,19 +227,6 @@ class MixtureLinear(Linear):
         # A fused optimizer changes parameters without counting it in `_version`, so nothing is
         # kept of an expert that learns; freezing it counts as a revision.
         return any(self.lora_B[name].weight.requires_grad for name in names)
-
-    def _stacks(
-        self, names: tuple[str, ...], matrices: tuple[Tensor, ...], dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor]:
-        """`A`s below one another and `B`s turned, below one another too."""
-        if self._learns(names):
-            return turned(matrices, dtype)
-        # A model that was moved has its matrices elsewhere.
-        place = matrices[0].device, matrices[0].data_ptr()
-        key = (names, dtype, place, self._slot.revision, version(matrices))
-        if self._kept is None or self._kept_key != key:
-            self._kept, self._kept_key = turned(matrices, dtype), key
-        return self._kept
 
 
 def _is_watched(x: Tensor) -> bool:

@@ -165,12 +165,6 @@ def stack(matrices: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Ten
     return downs, torch.cat([one.to(dtype) for one in matrices[n:]], dim=1)
 
 
-def turned(matrices: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """As `stack`, with the `B`s laid out for a product of few rows: `[sum of ranks, d_out]`."""
-    downs, ups = stack(matrices, dtype)
-    return downs, ups.t().contiguous()
-
-
 def pile(matrices: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Experts behind one another, `A` `[n, rank, d_in]` and `B` `[n, rank, d_out]`.
 

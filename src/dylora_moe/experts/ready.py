@@ -1,4 +1,4 @@
-"""What a layer makes of its experts and one set of gates, kept for the steps of a generation.
+"""What a layer makes of its experts, kept: their stacks, and one set of gates for a generation.
 
 Knows tensors and when they went stale; knows nothing of PEFT or of who keeps it.
 """
@@ -6,14 +6,22 @@ Knows tensors and when they went stale; knows nothing of PEFT or of who keeps it
 from __future__ import annotations
 
 import operator
+from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dylora_moe.experts.products import stack
+
 _FEW = 256
 """Tokens times ranks up to which 32-bit products are the faster ones on a CPU."""
+
+_EXPERTS = 8
+"""Experts in all kept stacks of a layer together, where the set in use is not larger itself: rows
+that come to a running batch have sets of their own, and go."""
 
 _version = operator.attrgetter("_version")
 
@@ -29,6 +37,67 @@ def is_few(x: Tensor, ranks: int) -> bool:
     if x.device.type != "cpu" or x.dtype == torch.float32:
         return False
     return x.numel() * ranks <= _FEW * x.shape[-1]
+
+
+class Stacks:
+    """Stacks of the sets of experts that a layer used last, LoRA's scaling in them."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Any, tuple[Any, tuple[Tensor, Tensor]]] = OrderedDict()
+        self._revision: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def forget(self) -> None:
+        """Lets go of all."""
+        self._kept.clear()
+
+    def of(
+        self,
+        names: tuple[str, ...],
+        matrices: tuple[Tensor, ...],
+        scalings: tuple[float, ...],
+        dtype: torch.dtype,
+        revision: int,
+    ) -> tuple[Tensor, Tensor]:
+        """`A`s below one another `[sum of ranks, d_in]`, and `B`s turned, `[sum of ranks, d_out]`.
+
+        Args:
+            names: of the set, which must not be learning.
+            matrices: their `A`s, then their `B`s.
+            scalings: LoRA's alpha / rank of each.
+            dtype: of the stacks.
+            revision: of the experts; with another one everything kept is let go.
+        """
+        if revision != self._revision:
+            self.forget()
+            self._revision = revision
+        # A model that was moved has its matrices elsewhere.
+        place = matrices[0].device, matrices[0].data_ptr(), version(matrices), scalings
+        kept = self._kept.get((names, dtype))
+        if kept is None or kept[0] != place:
+            kept = place, turned(matrices, scalings, dtype)
+            self._kept[names, dtype] = kept
+        self._kept.move_to_end((names, dtype))
+        held = sum(len(set_of) for set_of, _ in self._kept)
+        while held > max(_EXPERTS, len(names)):
+            (oldest, _), _ = self._kept.popitem(last=False)
+            held -= len(oldest)
+        return kept[1]
+
+
+def turned(
+    matrices: tuple[Tensor, ...], scalings: tuple[float, ...], dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`A`s below one another, and `B`s scaled and turned, as a product of few rows reads them."""
+    downs, ups = stack(matrices, dtype)
+    scale: float | Tensor = scalings[0]
+    if len(set(scalings)) > 1:
+        each = [s for s, a in zip(scalings, matrices, strict=False) for _ in range(a.shape[0])]
+        scale = torch.tensor(each, dtype=dtype, device=ups.device)[:, None]
+    # Into a tensor of its own: the product of a turned one would be laid out as it is.
+    return downs, torch.mul(ups.t(), scale, out=ups.new_empty(ups.shape[::-1]))
 
 
 class Ready:
