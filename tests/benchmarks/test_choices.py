@@ -174,17 +174,14 @@ def test_a_difference_is_of_the_same_rows_and_seeds() -> None:
     assert low < value < high
 
 
-def test_seeds_that_differ_widen_an_interval_as_far_as_so_few_can() -> None:
+def test_few_seeds_that_differ_are_not_taken_for_more_than_they_are() -> None:
     right = np.repeat([0, 1], 50)
     keys = ("hit", "cross_entropy", "weight", "weight_entropy")
-    usual = [dict.fromkeys(keys, np.zeros(100))] * 2
-    apart = [dict.fromkeys(keys, np.full(100, value)) for value in (0.0, 1.0)]
-    # One fewer than there are is drawn, so that two seeds are not taken for more than two.
-    few = router_choices.differences(apart, usual, right)["hit"]
-    assert few == pytest.approx([0.5, 0.0, 1.0])
-    three = [*apart, dict.fromkeys(keys, np.full(100, 0.5))]
-    _, low, high = router_choices.differences(three, [*usual, usual[0]], right)["hit"]
-    assert (low, high) == (0.0, 1.0)
+    usual = [dict.fromkeys(keys, np.zeros(100))] * 4
+    apart = [dict.fromkeys(keys, np.full(100, seed / 3)) for seed in range(4)]
+    # One fewer than there are is drawn: of four the interval would end at 1/6.
+    found = router_choices.differences(apart, usual, right)["hit"]
+    assert found == pytest.approx([1 / 2, 1 / 9, 8 / 9])
 
 
 def test_features_of_other_rows_are_refused(

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from dylora_moe.training import updates
+from dylora_moe.training.best import BestWeights
 from dylora_moe.training.between import BetweenEpochs
-from dylora_moe.training.learnables import Learnables
 from dylora_moe.training.trainer import ExpertTrainer
 from tests.training.setting import OWN, make_model, two_phases
 from tests.training.test_expert import train
@@ -127,9 +127,14 @@ def test_an_interruption_while_the_best_is_noted_saves_no_half_of_it(
     def interrupt(*_: Any) -> Any:
         raise KeyboardInterrupt
 
+    offer = BestWeights.offer
+
+    def broken(self: BestWeights, step: int, loss: float, metrics: Any, weights: Any) -> bool:
+        return offer(self, step, loss, metrics, interrupt)
+
     with monkeypatch.context() as patched:
         if at == "copy":
-            patched.setattr(Learnables, "copy", on_call(3, Learnables.copy, interrupt))
+            patched.setattr(BestWeights, "offer", on_call(2, offer, broken))
         else:
             patched.setattr(BetweenEpochs, "is_due", on_call(2, BetweenEpochs.is_due, interrupt))
         with pytest.raises(KeyboardInterrupt):
