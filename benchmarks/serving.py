@@ -23,6 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import httpx
 import workload
 from harness import RESULTS, Options, say
 from load import Load, Question, load, repeated
@@ -58,7 +59,7 @@ def measure_speed(pool: Path, options: Options, prompts: Sequence[str]) -> dict[
             for model, found in ((pool.name, routed), ("base", base)):
                 asked = repeated(prompts, model, tokens, CLIENTS * each)
                 found.append(load(server.url, asked, CLIENTS))
-        end = _ended(server, repeated(prompts, pool.name, tokens, CLIENTS), options)
+        end = _ended(server, repeated(prompts, pool.name, tokens, CLIENTS))
     every: list[Load] = [alone, *routed, *base]
     return {
         "one": alone.tokens_per_second,
@@ -109,15 +110,23 @@ def measure_change(pool: Path, options: Options, answers: Answers) -> dict[str, 
     }
 
 
-def _ended(server: Server, asked: Sequence[Question], options: Options) -> dict[str, Any]:
+def _ended(server: Server, asked: Sequence[Question]) -> dict[str, Any]:
     """SIGTERM while sixteen clients wait for their answers."""
     found: list[Load] = []
     thread = threading.Thread(target=lambda: found.append(load(server.url, asked, CLIENTS)))
     thread.start()
-    time.sleep(0.3 if options.toy else 1.5)
+    # Whoever has not come in by then is rightly sent away.
+    while len(found) == 0 and _taken(server) < CLIENTS:
+        time.sleep(0.01)
     code = server.end()
     thread.join()
     return {"exit_code": code, "failed": found[0].failed, "answers": len(found[0].seen)}
+
+
+def _taken(server: Server) -> int:
+    """Requests that the engine has taken on and not finished."""
+    now = httpx.get(f"{server.url}/v1/pool/now", timeout=60).json()
+    return int(now["running"]) + int(now["waiting"])
 
 
 def measure_plague(pool: Path, options: Options, count: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,13 @@ install_import_hook("dylora_moe", f"{shapes.__name__}.checked")
 
 if TYPE_CHECKING:
     from dylora_moe.foundation.base import Base
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the longest tests first, so that no worker is left with one at the end: those on
+    real weights, then those with few tests, which are the long ones."""
+    counts = Counter(item.path for item in items)
+    items.sort(key=lambda item: (item.get_closest_marker("real") is None, counts[item.path]))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -142,7 +142,7 @@ def test_stacks_of_unlike_scalings_come_to_the_plain_operations(length: int) -> 
 def test_stacking_a_rank_of_one_leaves_the_expert_as_it_is() -> None:
     matrices = torch.randn(1, 6), torch.randn(5, 1)
     before = [one.clone() for one in matrices]
-    downs, ups = ready.turned(matrices, (3.0,), torch.float32)
+    _, ups = ready.turned(matrices, (3.0,), torch.float32)
     assert torch.equal(ups, before[1].t() * 3.0)
     assert all(torch.equal(*pair) for pair in zip(matrices, before, strict=True))
     assert ready.turned((torch.randn(2, 6), torch.randn(5, 2)), (3.0,), torch.float32)[
