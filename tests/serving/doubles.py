@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -119,6 +119,9 @@ class DoubleEngine:
                 message=SECRET if self._stopping else "",
                 cached_tokens=sum(each.written for each in self._running),
             )
+
+    def encode(self, prompt: str | Sequence[Turn] | Sequence[int]) -> tuple[int, ...]:
+        return tuple(range(len(last_text(Request(prompt)).split())))
 
     def call(self, work: Callable[[LivePool], T]) -> Future[T]:
         done: Future[T] = Future()

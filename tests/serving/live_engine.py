@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from dylora_moe.build.reader import PoolReader
+from dylora_moe.records import Turn
+from dylora_moe.serving.engine.limits import Limits
+from dylora_moe.serving.engine.prompts import Prompts
 from tests.serving.doubles import DoubleEngine
 
 if TYPE_CHECKING:
@@ -22,6 +25,9 @@ class LiveEngine(DoubleEngine):
     def __init__(self, pool: PoolReader, **options: Any) -> None:
         super().__init__(cast("Any", pool), **options)
         self._reader, self._one = pool, threading.Lock()
+
+    def encode(self, prompt: str | Sequence[Turn] | Sequence[int]) -> tuple[int, ...]:
+        return Prompts(self._reader.live, Limits()).encode(prompt)
 
     def call(self, work: Callable[[LivePool], T]) -> Future[T]:
         done: Future[T] = Future()

@@ -55,6 +55,7 @@ def test_the_file_of_keys_is_relative_to_the_settings_and_not_if_it_was_typed(
         ("name: base", "name: value error, 'base' cannot name a pool"),
         ("name: a b", "cannot name a pool"),
         ("inbox: {redact: ['[']}", "is no regular expression"),
+        ("{screen: false, inbox: {enabled: true}}", "leave screen true"),
         ("- a", "expected keys, found list"),
         ("a: [", "not valid YAML"),
         ("api_key: secret", "unknown key 'api_key'"),

@@ -91,7 +91,7 @@ def open_served(
         dtype=dtype,
         limits=limits,
         canary=canary,
-        screen_of=PromptScreen.of if settings.inbox.enabled else None,
+        screen_of=PromptScreen.making if settings.screen else None,
         on_note=on_note,
     )
     # One of its own, to be read: the engine's belongs to the engine's thread.

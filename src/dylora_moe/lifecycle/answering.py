@@ -199,8 +199,13 @@ def prompt_features(
     live: LivePool, prompts: Sequence[str | Sequence[Turn]]
 ) -> Float[Tensor, "n d_features"]:
     """Tap features of prompts."""
-    rows = []
-    for prompt in prompts:
-        ids = tuple(encode_prompt(prompt, live.base.tokenizer, live.fmt))
-        rows.append(Encoded(ids, (False,) * len(ids), len(ids), ""))
+    tokenizer = live.base.tokenizer
+    return token_features(live, [encode_prompt(one, tokenizer, live.fmt) for one in prompts])
+
+
+def token_features(
+    live: LivePool, prompts: Sequence[Sequence[int]]
+) -> Float[Tensor, "n d_features"]:
+    """Tap features of prompts that are encoded already."""
+    rows = [Encoded(tuple(ids), (False,) * len(ids), len(ids), "") for ids in prompts]
     return TrunkCache(live.base, rows, folder=live.scratch).features

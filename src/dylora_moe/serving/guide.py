@@ -15,9 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dylora_moe.errors import PromptLengthError
 from dylora_moe.foundation.statistics import FeatureStatistics, SharedScatter
-from dylora_moe.lifecycle.answering import prompt_features
+from dylora_moe.lifecycle.answering import token_features
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.records import PoolRevision, Turn
 from dylora_moe.routing.routing import Routing
@@ -26,7 +25,6 @@ from dylora_moe.serving.guidance import Guidance, MapPoint, SkillMap, Weighted
 from dylora_moe.skills.landscape import Landscape
 from dylora_moe.skills.library import SkillLibrary
 from dylora_moe.skills.screening import Screen, screen_of
-from dylora_moe.text.template import encode_prompt
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +89,11 @@ class Guide:
 
         Raises:
             UnavailableError: the engine takes no work.
-            DataError: there is no turn, or it leaves no room in the context.
+            DataError: there is no turn, or it leaves no room in the context or in the engine.
         """
-        seen = self._engine.call(partial(_look, prompt=prompt)).result()
+        # Here, not in the engine's thread: whoever asks waits for a long prompt, not everybody.
+        tokens = self._engine.encode(prompt)
+        seen = self._engine.call(partial(_look, prompt=tokens)).result()
         known = self._current(seen.revision.number)
         screened = known.screen(seen.features)
         nearest, names = int(screened.nearest[0]), _skill_names(known.material.revision)
@@ -126,16 +126,9 @@ def _material(live: LivePool) -> _Material:
     return _Material(live.revision, live.library, live.own_statistics, live.router.table.shared)
 
 
-def _look(live: LivePool, prompt: str | Sequence[Turn]) -> _Seen:
-    """The trunk and the gate, for one prompt."""
-    length = len(encode_prompt(prompt, live.base.tokenizer, live.fmt))
-    context = live.base.context_length
-    if context is not None and length >= context:
-        raise PromptLengthError(
-            f"the prompt is {length} tokens long and the base's context {context}, which leaves "
-            "no room for an answer; shorten it"
-        )
-    features = prompt_features(live, [prompt])
+def _look(live: LivePool, prompt: Sequence[int]) -> _Seen:
+    """The trunk and the gate, for one prompt's token ids."""
+    features = token_features(live, [prompt])
     with torch.no_grad():
         routing = live.router(features.to(live.base.device))
     return _Seen(live.revision, features, routing)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from dylora_moe.errors import ConfigError
 from dylora_moe.parsing import Settings, parse
@@ -96,6 +96,7 @@ class ServeSettings(Settings):
     name: str | None = Field(default=None, description="of the pool, as `model`; else its folder's")
     api_key_file: Path | None = None
     temperature: float = Field(default=0.0, ge=0, le=2, description="where a request says none")
+    screen: bool = Field(default=True, description="whether prompts are held against the skills")
     drain_seconds: float = Field(default=30.0, ge=0, description="for what runs at the end")
     run_tests: bool = Field(default=False, description="Python in rows that are sent")
     limits: LimitSettings = LimitSettings()
@@ -110,6 +111,12 @@ class ServeSettings(Settings):
         if value is not None and (value == BASE_NAME or not re.fullmatch(r"[\w][\w.-]*", value)):
             raise ValueError(f"'{value}' cannot name a pool; use letters, digits, '-', '_' and '.'")
         return value
+
+    @model_validator(mode="after")
+    def _inbox_is_screened(self) -> ServeSettings:
+        if self.inbox.enabled and not self.screen:
+            raise ValueError("inbox.enabled keeps what the screen finds; leave screen true")
+        return self
 
     @property
     def loopback(self) -> bool:

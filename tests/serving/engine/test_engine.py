@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,10 +19,13 @@ from dylora_moe.errors import (
     QueueFullError,
     UnavailableError,
 )
+from dylora_moe.lifecycle.answering import route
 from dylora_moe.records import Turn
 from dylora_moe.serving.engine.engine import BatchingEngine
 from dylora_moe.serving.engine.limits import Limits
 from dylora_moe.serving.engine.requests import Choice, Request
+from dylora_moe.serving.guide import Guide
+from dylora_moe.text.template import encode_prompt
 from tests.pools import LETTERS, learn, rows, settings
 from tests.serving.engine.conftest import Heard, Turned
 
@@ -188,12 +193,41 @@ def test_work_that_needs_the_model_is_done_between_steps(taught: Pool, turned: M
     heard, _ = engine.ask(Request("abcdef", Choice("base"), max_tokens=6))
     engine.turn(2)
     asked, failing = engine.call(lambda live: live.versions), engine.call(lambda live: 1 / 0)
+    before = len(heard.pieces)
+    engine.turn()
+    assert (asked.done(), failing.done()) == (True, False)
+    assert len(heard.pieces) == before + 1, "answers go on between two of them"
     engine.turn()
     assert asked.result(0) == {"expert_1": 1, "expert_2": 1}
     with pytest.raises(ZeroDivisionError):
         failing.result(0)
     engine.run()
     assert heard.text == taught.generate("abcdef", expert="base", max_new_tokens=6).text
+
+
+def test_a_prompt_that_is_only_routed_is_encoded_by_whoever_asks_and_bounded(
+    taught: Pool, turned: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, encoding = turned(taught.path, limits=Limits(tokens=100)), set()
+
+    def spied(*given: Any) -> list[int]:
+        encoding.add(threading.current_thread())
+        return encode_prompt(*given)
+
+    for module in ("serving.engine.prompts", "lifecycle.answering"):
+        monkeypatch.setattr(f"dylora_moe.{module}.encode_prompt", spied)
+    guide = Guide(engine)
+    with ThreadPoolExecutor(1) as asking:
+        routed, longer = (asking.submit(guide.route, text) for text in ("abcdef", "a" * 120))
+        while not longer.done():
+            engine.turn()
+    assert threading.current_thread() not in encoding
+    assert len(encoding) == 1
+    given = {one.expert: one.weight for one in routed.result().weights}
+    expected = route(taught.live, ["abcdef"])
+    assert given["letters"] == pytest.approx(float(expected.weights[0, 0]), abs=2e-3)
+    with pytest.raises(DataError, match="the server takes 100"):
+        longer.result()
 
 
 def test_a_damaged_expert_fails_its_own_requests_alone(taught: Pool, turned: Make) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -12,7 +14,7 @@ from dylora_moe.records import Interval
 from dylora_moe.serving.engine.canary import CanaryRule
 from dylora_moe.serving.engine.requests import Choice, Request
 from tests.pools import LETTERS, SIGNS, learn, rows, settings, shouted
-from tests.serving.engine.conftest import Turned
+from tests.serving.engine.conftest import Heard, Turned
 
 Make = Callable[..., Turned]
 LONG = 60
@@ -111,6 +113,63 @@ def test_a_version_that_is_worse_is_taken_back_for_all_who_ask_from_then_on(
     assert routed.text == heard[0].text
 
 
+def test_only_what_a_row_did_itself_speaks_against_its_version(
+    taught: Pool, turned: Make, better: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _weighs(monkeypatch, Interval(0.0, -0.1, 0.1))
+    _never_stops(monkeypatch)
+    engine = turned(taught.path, canary=CanaryRule(share=0.99, errors=1))
+    better()
+    engine.turn()
+    request = Request("abcdef", Choice("letters"), max_tokens=LONG)
+    late, _ = engine.ask(replace(request, seconds=0.2))
+    engine.turn(2)
+    time.sleep(0.25)
+    engine.turn()
+    step = engine.loop._batch.step
+
+    def fails() -> None:
+        raise RuntimeError("no memory")
+
+    def asked(count: int) -> list[Heard]:
+        """Rows that are in the batch when a step fails."""
+        monkeypatch.setattr(engine.loop._batch, "step", step)
+        heard = [engine.ask(request)[0] for _ in range(count)]
+        engine.turn(2)
+        monkeypatch.setattr(engine.loop._batch, "step", fails)
+        engine.turn()
+        return heard
+
+    together = asked(2)
+    ended = [one.end for one in (late, *together)]
+    assert [end.reason for end in ended] == ["deadline", "error", "error"]
+    assert {end.provenance.version for end in ended if end.provenance} == {2}
+    assert "canary rolled back" not in [note.kind for note in engine.notes]
+    asked(1)
+    assert engine.notes[-1].kind == "canary rolled back"
+
+
+def test_what_is_broken_off_at_the_end_speaks_against_nobody(
+    taught: Pool, turned: Make, better: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _never_stops(monkeypatch)
+    engine = turned(taught.path, canary=CanaryRule(share=0.99, errors=1))
+    better()
+    heard, _ = engine.ask(Request("abcdef", Choice("letters"), max_tokens=LONG))
+    engine.turn(2)
+    engine._waiting.close("the server is being stopped")
+    weighed: list[object] = []
+    monkeypatch.setattr(engine.loop._trials, "work", lambda: weighed.append(1))
+    engine.turn()
+    engine.loop.give_up("the server is being stopped")
+    assert heard.end.reason == "error"
+    assert heard.end.provenance is not None
+    assert heard.end.provenance.canary
+    kinds = [note.kind for note in engine.notes]
+    assert ("canary" in kinds, "canary rolled back" in kinds) == (True, False)
+    assert not weighed, "a server that is being stopped does not wait for that"
+
+
 def test_a_revision_that_is_damaged_leaves_the_engine_with_the_one_it_has(
     taught: Pool, turned: Make
 ) -> None:
@@ -131,3 +190,8 @@ def _weighs(monkeypatch: pytest.MonkeyPatch, rise: Interval | None) -> None:
         return rise
 
     monkeypatch.setattr("dylora_moe.serving.engine.trials.weigh_versions", weigh)
+
+
+def _never_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Answers end by their length alone."""
+    monkeypatch.setattr("dylora_moe.serving.engine.loop.stop_token_id", lambda _: -1)

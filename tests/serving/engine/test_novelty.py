@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 from dylora_moe.build.pool import Pool
 from dylora_moe.lifecycle.answering import prompt_features
+from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.serving.engine.novelty import PromptScreen
+from dylora_moe.serving.engine.requests import Request
 from tests.pools import DIGITS, LETTERS, SIGNS, learn, rows
+from tests.serving.engine.conftest import Turned
 
 
 def strange(pool: Pool, alphabet: str, share: float = 0.1) -> list[bool]:
@@ -37,6 +43,50 @@ def test_what_it_says_of_a_prompt_depends_on_that_prompt_alone(taught: Pool) -> 
     seen = prompt_features(taught.live, [*(row.prompt for row in rows(LETTERS, 6, 9)), "+-*/"])
     alone = [screen.strange(row[None])[0] for row in seen]
     assert screen.strange(seen) == alone
+
+
+def test_an_engine_looks_at_no_prompt_until_the_screen_of_a_new_revision_is_made(
+    taught: Pool, turned: Callable[..., Turned]
+) -> None:
+    may = threading.Event()
+    may.set()
+
+    def slow(live: LivePool) -> Callable[[], PromptScreen | None]:
+        make = PromptScreen.making(live)
+        return lambda: make() if may.wait(60) else None
+
+    engine = turned(taught.path, screen_of=slow)
+    prompts = [row.prompt for row in rows(SIGNS, 10, 9)]
+
+    def novel() -> list[bool | None]:
+        heard = engine.answers(*[Request(prompt, max_tokens=1) for prompt in prompts])
+        return [one.end.provenance.novel for one in heard if one.end.provenance]
+
+    assert novel().count(True) >= 8
+    may.clear()
+    learn(taught, "signs", rows(SIGNS, 64, 5))
+    engine.turn()
+    assert novel() == [None] * 10, "it neither waits nor goes by the screen before"
+    may.set()
+    coming = engine.loop._coming
+    assert coming is not None
+    coming.exception(60)
+    engine.turn()
+    assert novel().count(False) >= 7
+    assert "error" not in [note.kind for note in engine.notes]
+
+
+def test_a_screen_that_cannot_be_made_costs_no_answer(
+    taught: Pool, turned: Callable[..., Turned]
+) -> None:
+    def broken(live: LivePool) -> Callable[[], PromptScreen | None]:
+        return lambda: 1 / 0  # type: ignore[return-value]
+
+    engine = turned(taught.path, screen_of=broken)
+    (heard,) = engine.answers(Request("+-*/", max_tokens=1))
+    assert [note.kind for note in engine.notes] == ["loaded", "error"]
+    assert heard.end.provenance is not None
+    assert heard.end.provenance.novel is None
 
 
 def test_skills_of_single_rows_draw_no_line(empty: Pool) -> None:

@@ -48,7 +48,7 @@ class Canary:
 
     Args:
         expert_id: the expert.
-        old, new: its versions.
+        old, new: its versions; the old one is in service, and passed if it was ever tried.
         rule: how it is tried.
 
     Attributes:
@@ -79,14 +79,14 @@ class Canary:
         """Takes the relative rise of the validation loss; None where there are no such rows."""
         self.weighed = True
         if rise is not None and rise.low > self._rule.tolerance:
-            self._fail(
+            self.fail(
                 f"its loss on the skill's validation rows is {rise.value:.1%} "
                 f"[{rise.low:.1%}, {rise.high:.1%}] higher"
             )
         self._pass_if_due()
 
     def count(self, version: int, well: bool) -> None:
-        """Takes how an answer of one of the versions ended."""
+        """Takes how an answer of one of the versions ended, by its own doing."""
         if version not in self._answers:
             return
         self._answers[version] += 1
@@ -94,10 +94,11 @@ class Canary:
         wrong, of = self._errors[self.new], max(1, self._answers[self.new])
         usual = self._errors[self.old] / max(1, self._answers[self.old])
         if wrong >= self._rule.errors and wrong / of > 2 * usual:
-            self._fail(f"{wrong} of {of} answers went wrong")
+            self.fail(f"{wrong} of {of} answers went wrong")
         self._pass_if_due()
 
-    def _fail(self, reason: str) -> None:
+    def fail(self, reason: str) -> None:
+        """Something speaks against it; what is settled stays."""
         if self.state == "on trial":
             self.state, self.reason = "failed", reason
 

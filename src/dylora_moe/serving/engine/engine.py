@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeVar
 
 from dylora_moe.build.reader import PoolReader
-from dylora_moe.errors import DataError, PromptLengthError, UnavailableError
+from dylora_moe.errors import UnavailableError
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.records import BASE_NAME, Turn
 from dylora_moe.serving.engine.canary import CanaryRule
@@ -24,7 +24,6 @@ from dylora_moe.serving.engine.notes import Note, OnNote
 from dylora_moe.serving.engine.requests import EngineState, OnEvent, Request
 from dylora_moe.serving.engine.row import Asked
 from dylora_moe.serving.engine.tickets import Waiting
-from dylora_moe.text.template import encode_prompt
 
 T = TypeVar("T")
 
@@ -46,7 +45,7 @@ class BatchingEngine:
         pool: opened for this engine alone.
         limits: how much it takes on.
         canary: how new versions are tried; None: they are in service at once.
-        screen_of: makes what screens prompts, so that strange ones are told of; None: nobody is.
+        screen_of: what screens prompts, so that strange ones are told of; None: none are.
         on_note: told what happens.
     """
 
@@ -67,7 +66,6 @@ class BatchingEngine:
         self._why_not = _LOADING
         self._until: float | None = None
         self._finished = True
-        self._encoding = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="dylora-engine", daemon=True)
 
     @classmethod
@@ -121,11 +119,11 @@ class BatchingEngine:
         pinned, version = None, choice.version
         if choice.expert not in (None, BASE_NAME):
             pinned = loop.versions.find(str(choice.expert), version).expert_id
-        prompt = self._encoded(loop.live, request)
+        prompt = loop.prompts.encode(request.prompt)
         asked = Asked(
             request,
             prompt,
-            self._most(loop.live, len(prompt), request),
+            loop.prompts.room(len(prompt), request.max_tokens),
             pinned=pinned,
             version=version,
             routed=choice.expert is None,
@@ -133,6 +131,10 @@ class BatchingEngine:
         )
         self._waiting.put(asked)
         return asked
+
+    def encode(self, prompt: str | Sequence[Turn] | Sequence[int]) -> tuple[int, ...]:
+        """As of `protocol.Engine`."""
+        return self._ready().prompts.encode(prompt)
 
     def call(self, work: Callable[[LivePool], T]) -> Future[T]:
         """As of `protocol.Engine`."""
@@ -164,40 +166,6 @@ class BatchingEngine:
         if self._loop is None or self._why_not:
             raise UnavailableError(self._why_not)
         return self._loop
-
-    def _encoded(self, live: LivePool, request: Request) -> tuple[int, ...]:
-        prompt = request.prompt
-        if not len(prompt):
-            raise DataError("the prompt is empty; give at least one character")
-        tokenizer = live.base.tokenizer
-        tokens = [one for one in prompt if isinstance(one, int)]
-        if len(tokens) == len(prompt):
-            size = len(tokenizer)
-            if not all(0 <= token < size for token in tokens):
-                raise DataError(f"a token is not of this vocabulary; give numbers from 0 to {size}")
-            return tuple(tokens)
-        turns = [one for one in prompt if isinstance(one, Turn)]
-        with self._encoding:
-            text = prompt if isinstance(prompt, str) else turns
-            return tuple(encode_prompt(text, tokenizer, live.fmt))
-
-    def _most(self, live: LivePool, length: int, request: Request) -> int:
-        """Tokens that the answer may have."""
-        context = live.base.context_length
-        most = request.max_tokens or self._limits.answer_tokens
-        if context is not None:
-            most = min(most, context - length)
-        if most < 1:
-            raise PromptLengthError(
-                f"the prompt is {length} tokens long and the base's context {context}, which "
-                "leaves no room for an answer; shorten it"
-            )
-        if length + most > self._limits.tokens:
-            raise PromptLengthError(
-                f"the prompt is {length} tokens long and the answer up to {most}; together the "
-                f"server takes {self._limits.tokens}: shorten it, or give a lower max_tokens"
-            )
-        return most
 
     def _run(self) -> None:
         try:

@@ -1,12 +1,15 @@
 """What the engine does between two steps, and the step itself.
 
-Knows the pool in memory, the batch, what waits and what is on trial; knows no threads.
+Knows the pool in memory, the batch, what waits and what is on trial; a thread is only begun to make
+screens.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 
 from dylora_moe.build.reader import PoolReader
 from dylora_moe.errors import DyLoRAError
@@ -16,6 +19,7 @@ from dylora_moe.serving.engine.batch import Batch, Screen
 from dylora_moe.serving.engine.canary import CanaryRule
 from dylora_moe.serving.engine.limits import Limits
 from dylora_moe.serving.engine.notes import Kind, Note, OnNote
+from dylora_moe.serving.engine.prompts import Prompts
 from dylora_moe.serving.engine.requests import Reason
 from dylora_moe.serving.engine.row import Asked, Row
 from dylora_moe.serving.engine.tickets import Waiting
@@ -30,7 +34,8 @@ _PATIENCE = 5.0
 """Seconds until a revision that could not be taken up is tried again."""
 
 
-ScreenOf = Callable[[LivePool], Screen | None]
+ScreenOf = Callable[[LivePool], Callable[[], Screen | None]]
+"""Of a pool as it is, what makes its screen, in another thread."""
 
 
 class Loop:
@@ -41,11 +46,12 @@ class Loop:
         waiting: what came from other threads.
         limits: how much it takes on.
         canary: how new versions are tried.
-        screen_of: makes what screens prompts, anew for each revision; None: nothing does.
+        screen_of: what screens prompts, anew for each revision; None: nothing does.
         on_note: told what happens.
 
     Attributes:
         live: the pool in memory.
+        prompts: encodes them, in any thread.
         versions: which adapter is which version.
     """
 
@@ -61,11 +67,15 @@ class Loop:
         self._pool, self._waiting, self._limits = pool, waiting, limits
         self._screen_of, self._on_note = screen_of, on_note
         self.live = pool.live
+        self.prompts = Prompts(self.live, limits)
         self.versions = Versions(self.live, pool.registry, pool.artifacts)
         self._batch = Batch(self.live, self.versions, self._ended)
         self._trials = Trials(self.live, self.versions, canary, on_note)
         self._looked, self._not_before = time.monotonic(), 0.0
-        self._screen()
+        self._coming = self._begin_screen()
+        if self._coming is not None:
+            # Nobody is answered yet, so nobody waits for it; it is taken up with the first turn.
+            self._coming.exception()
         self._note("loaded", f"revision {self.revision.number}", {"revision": self.revision.number})
 
     @property
@@ -86,8 +96,9 @@ class Loop:
     def turn(self) -> bool:
         """Does what there is to do, a step at most; whether anything was done."""
         self._take_up()
+        self._take_screen()
         self._end_overdue()
-        worked = self._do_calls()
+        worked = self._do_call()
         worked = self._let_in() or worked
         if self._batch.rows:
             self._step()
@@ -115,8 +126,8 @@ class Loop:
             return
         self.versions.moved()
         self._batch.moved()
-        self._trials.moved(before)
-        self._screen()
+        self._trials.moved()
+        self._coming = self._begin_screen()
         self._tell_of_change(before, time.monotonic() - now)
 
     def _tell_of_change(self, before: dict[str, int], seconds: float) -> None:
@@ -128,8 +139,27 @@ class Loop:
         said = f"revision {number}" + (f", new: {', '.join(new)}" if new else "")
         self._note("revision", said, numbers)
 
-    def _screen(self) -> None:
-        self._batch.screen = None if self._screen_of is None else self._screen_of(self.live)
+    def _begin_screen(self) -> Future[Screen | None] | None:
+        """Begins to make the screen of this revision, beside what goes on: among many skills it
+        takes seconds. Until it is there nobody looks; the one before knows less."""
+        self._batch.screen = None
+        if self._screen_of is None:
+            return None
+        coming: Future[Screen | None] = Future()
+        made = (coming, self._screen_of(self.live))
+        threading.Thread(target=_fulfil, args=made, name="screen", daemon=True).start()
+        return coming
+
+    def _take_screen(self) -> None:
+        coming = self._coming
+        if coming is None or not coming.done():
+            return
+        self._coming = None
+        try:
+            self._batch.screen = coming.result()
+        except Exception as error:
+            number = self.revision.number
+            self._note("error", f"prompts are not screened at revision {number}: {error!r}", {})
 
     def _end_overdue(self) -> None:
         now = time.monotonic()
@@ -140,20 +170,21 @@ class Loop:
             if reason is not None:
                 self._batch.end(row, reason)
 
-    def _do_calls(self) -> bool:
-        calls = self._waiting.calls()
-        for work, future in calls:
-            if not future.set_running_or_notify_cancel():
-                continue
+    def _do_call(self) -> bool:
+        """One thing that others need the model for: between two of them answers go on."""
+        call = self._waiting.next_call()
+        if call is None:
+            return False
+        work, future = call
+        if future.set_running_or_notify_cancel():
             try:
                 future.set_result(work(self.live))
             except BaseException as error:
                 # Raised again where the result is asked for.
                 future.set_exception(error)
-        if calls:
             # It may have moved experts in and out.
             self._batch.moved()
-        return bool(calls)
+        return True
 
     def _let_in(self) -> bool:
         chosen: list[Asked] = []
@@ -213,6 +244,9 @@ class Loop:
     def _broken(self, rows: Sequence[Row], error: Exception) -> None:
         """Rows whose pass failed end; the engine goes on without them."""
         self._note("error", f"{len(rows)} requests failed: {error!r}", {"requests": len(rows)})
+        if len(rows) == 1:
+            # Of several, nobody knows whose fault it was.
+            self._count(rows[0], False)
         there = set(self._batch.rows)
         for row in rows:
             if row in there:
@@ -221,15 +255,16 @@ class Loop:
                 self._batch.refuse(row, repr(error))
 
     def _ended(self, row: Row, reason: Reason) -> None:
-        if reason != "cancelled":
-            self._trials.count(row.took_part, reason in ("stop", "length"))
+        if reason in ("stop", "length"):
+            self._count(row, True)
+
+    def _count(self, row: Row, well: bool) -> None:
+        if not self._waiting.closed:
+            self._trials.count(row.took_part, well)
 
     def _try_versions(self) -> bool:
-        try:
-            more = self._trials.work()
-        except DyLoRAError as error:
-            self._note("error", f"a version on trial could not be weighed: {error}", {})
-            return False
+        # A server that is being stopped waits for answers, not for these.
+        more = not self._waiting.closed and self._trials.work()
         self.versions.release(self._batch.used | self._trials.used())
         return more
 
@@ -241,3 +276,10 @@ class Loop:
 
     def _note(self, kind: Kind, message: str, numbers: dict[str, object]) -> None:
         self._on_note(Note(kind, message, numbers))
+
+
+def _fulfil(future: Future[Screen | None], make: Callable[[], Screen | None]) -> None:
+    try:
+        future.set_result(make())
+    except BaseException as error:
+        future.set_exception(error)

@@ -1,16 +1,20 @@
-"""Is a prompt strange to every skill? Asked of each prompt while it is read, for the inbox.
+"""Is a prompt strange to every skill? Asked of each prompt while it is read.
 
 Knows features of prompts and the skills of one revision; knows no text and keeps nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from jaxtyping import Float
 from torch import Tensor
 
+from dylora_moe.foundation.statistics import FeatureStatistics, SharedScatter
 from dylora_moe.lifecycle.live import LivePool
+from dylora_moe.skills.library import SkillLibrary
 from dylora_moe.skills.screening import Screen, screen_of
 
 SHARE = 0.02
@@ -40,14 +44,27 @@ class PromptScreen:
         Returns:
             None where the skills have too few rows to draw a line by.
         """
-        skills = live.library.skills
+        return cls.making(live, share)()
+
+    @classmethod
+    def making(cls, live: LivePool, share: float = SHARE) -> Callable[[], PromptScreen | None]:
+        """Makes it when it is called, in any thread, whatever the pool has become by then.
+
+        Args:
+            live, share: as in `of`.
+        """
+        # A pool that becomes another revision takes new ones; these are never changed.
+        given = live.library, live.own_statistics, live.router.table.shared
+        return partial(cls._made, *given, share)
+
+    @classmethod
+    def _made(
+        cls, library: SkillLibrary, own: FeatureStatistics, shared: SharedScatter, share: float
+    ) -> PromptScreen | None:
+        skills = library.skills
         if skills and all(skill.statistics.count < FEWEST for skill in skills):
             return None
-        return cls(
-            screen_of(
-                live.library, live.own_statistics, share=share, shared=live.router.table.shared
-            )
-        )
+        return cls(screen_of(library, own, share=share, shared=shared))
 
     def strange(self, features: Float[Tensor, "n d_features"]) -> list[bool]:
         """Of each prompt whether it is strange, by itself and nothing else in the batch.

@@ -5,10 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from dylora_moe.records import Turn
 from dylora_moe.serving.engine.requests import EngineState, OnEvent, Request
 
 if TYPE_CHECKING:
@@ -44,11 +45,21 @@ class Engine(Protocol):
         """What it is doing."""
         ...
 
+    def encode(self, prompt: str | Sequence[Turn] | Sequence[int]) -> tuple[int, ...]:
+        """Token ids of a prompt, made in the caller's thread.
+
+        Raises:
+            UnavailableError: as `submit`.
+            DataError: as `submit`.
+        """
+        ...
+
     def call(self, work: Callable[[LivePool], T]) -> Future[T]:
         """Runs work that needs the model between two steps, in the engine's thread.
 
         The pool is at the revision that new requests are answered by. The work must leave it as it
-        was; requests under way wait for it, so it should be short.
+        was; requests under way wait for it, so it should be short. Between two of them every row
+        gets a token.
 
         Raises:
             UnavailableError: as `submit`.

@@ -46,7 +46,7 @@ class Request:
         top_logprobs: how many alternatives are told with each token; None: no log-probabilities.
         seconds: from its arrival until it is given up; None: as long as it takes.
         id: chosen by whoever asks; goes into logs and provenance.
-        screened: whether a prompt that no skill claims may be kept in the pool's inbox.
+        screened: whether the prompt is held against the skills, and may be kept in the inbox.
     """
 
     prompt: str | Sequence[Turn] | Sequence[int]

@@ -108,20 +108,20 @@ class Waiting:
                 self._asked = deque(one for one in self._asked if one not in ended)
         return ended
 
-    def calls(self) -> list[tuple[Callable[[LivePool], Any], Future[Any]]]:
-        """Takes all work that waits."""
+    def next_call(self) -> tuple[Callable[[LivePool], Any], Future[Any]] | None:
+        """The work that waits longest, which leaves; None where there is none."""
         with self._changed:
-            found = list(self._calls)
-            self._calls.clear()
-        return found
+            return self._calls.popleft() if self._calls else None
 
     def rest(self) -> list[Asked]:
         """Takes everything that waits; work is told that nobody will do it."""
         with self._changed:
             left = list(self._asked)
             self._asked.clear()
-        for _, future in self.calls():
-            future.set_exception(UnavailableError(self._closed or "the engine has stopped"))
+        while (call := self.next_call()) is not None:
+            _, future = call
+            if future.set_running_or_notify_cancel():
+                future.set_exception(UnavailableError(self._closed or "the engine has stopped"))
         return left
 
     def _refuse_closed(self) -> None:

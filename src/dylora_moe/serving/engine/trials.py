@@ -68,29 +68,26 @@ class Trials:
         self._running: dict[str, Canary] = {}
         self._weighing: dict[str, Weighing] = {}
         self._refused: dict[str, tuple[int, int]] = {}
+        # What a newer version is held against, and what answers should it fail: never one that is
+        # on trial or was refused itself.
+        self._passed = dict(live.versions)
 
-    def moved(self, before: Mapping[str, int]) -> None:
-        """The pool became another revision: newer versions of experts go on trial.
-
-        Args:
-            before: version of each expert until then.
-        """
+    def moved(self) -> None:
+        """The pool became another revision: newer versions of experts go on trial."""
         now = self._live.versions
         for expert_id in [one for one, c in self._running.items() if now.get(one) != c.new]:
             self._stop(expert_id)
         # Adapters beside those in service have left; what was begun is begun again.
         self._weighing.clear()
         self._refused = {e: pair for e, pair in self._refused.items() if now.get(e) == pair[0]}
-        if self._rule is None:
-            return
+        self._passed = {e: self._passed.get(e, version) for e, version in now.items()}
         for expert_id, new in now.items():
-            old = before.get(expert_id)
-            if old is None or new <= old or expert_id in self._running:
-                continue
-            self._running[expert_id] = Canary(expert_id, old, new, self._rule)
-            alias = self._versions.alias(expert_id)
-            numbers = {"expert": alias, "version": new, "share": self._rule.share}
-            self._on_note(Note("canary", f"{alias}@{new} is on trial", numbers))
+            old = self._passed[expert_id]
+            if self._rule is None or new <= old:
+                # An older one was put back: by somebody who knows it, so it is tried no more.
+                self._passed[expert_id] = new
+            elif expert_id not in self._running and expert_id not in self._refused:
+                self._begin(Canary(expert_id, old, new, self._rule), self._rule.share)
 
     def taken(self) -> Taken:
         """The version of each expert that the next request takes."""
@@ -105,28 +102,43 @@ class Trials:
         self._settle()
 
     def work(self) -> bool:
-        """Does a little of what is to be weighed; whether there is more."""
-        for expert_id, canary in list(self._running.items()):
+        """Does a little of what is to be weighed; whether there is more.
+
+        A version that cannot be weighed fails: nothing speaks for it.
+        """
+        for canary in list(self._running.values()):
             if canary.weighed:
                 continue
-            if expert_id not in self._weighing:
-                names = (
-                    self._versions.adapter((expert_id, version))
-                    for version in (canary.old, canary.new)
-                )
-                self._weighing[expert_id] = weigh_versions(self._live, expert_id, *names)
             try:
-                next(self._weighing[expert_id])
+                next(self._weighing_of(canary))
                 return True
             except StopIteration as done:
                 canary.weigh(done.value)
-                self._settle()
+            except Exception as error:
+                # Files that are damaged, memory that is full, or whatever a model raises.
+                canary.fail(f"it could not be weighed: {error!r}")
+            self._settle()
         return False
 
     def used(self) -> set[Ref]:
         """Versions that the next request may need."""
         pairs = {(e, v) for e, c in self._running.items() for v in (c.old, c.new)}
         return pairs | {(e, old) for e, (_, old) in self._refused.items()}
+
+    def _begin(self, canary: Canary, share: float) -> None:
+        self._running[canary.expert_id] = canary
+        alias = self._versions.alias(canary.expert_id)
+        numbers = {"expert": alias, "version": canary.new, "share": share}
+        self._on_note(Note("canary", f"{alias}@{canary.new} is on trial", numbers))
+
+    def _weighing_of(self, canary: Canary) -> Weighing:
+        expert_id = canary.expert_id
+        if expert_id not in self._weighing:
+            old, new = (
+                self._versions.adapter((expert_id, version)) for version in (canary.old, canary.new)
+            )
+            self._weighing[expert_id] = weigh_versions(self._live, expert_id, old, new)
+        return self._weighing[expert_id]
 
     def _settle(self) -> None:
         for expert_id, canary in list(self._running.items()):
@@ -136,6 +148,7 @@ class Trials:
             alias = self._versions.alias(expert_id)
             numbers = {"expert": alias, "version": canary.new}
             if canary.state == "passed":
+                self._passed[expert_id] = canary.new
                 message = f"{alias}@{canary.new} is in service: {canary.reason}"
                 self._on_note(Note("canary promoted", message, numbers))
                 continue
