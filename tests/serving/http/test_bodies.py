@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from dylora_moe.serving.http.bodies import UNSUPPORTED
+from dylora_moe.serving.served import Served
 from tests.serving import doubles
 from tests.serving.http.conftest import Ask, Json, error_of
 
@@ -59,6 +60,18 @@ def test_a_prompt_that_is_none_is_refused(prompt: Any, complete: Ask) -> None:
     response = complete(prompt)
     assert response.status_code == 400
     assert str(error_of(response)["param"]).startswith("prompt")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "screened"), [("a", [True, False, False]), (["a", "b"], [True, False, False] * 2)]
+)
+def test_a_prompt_is_screened_once_however_many_answers_are_asked_for(
+    prompt: Any, screened: list[bool], complete: Ask, found: Served
+) -> None:
+    assert complete(prompt, n=3).status_code == 200
+    engine = found.engine
+    assert isinstance(engine, doubles.DoubleEngine)
+    assert [request.screened for request in engine.requests] == screened
 
 
 def test_a_prompt_that_is_too_long_has_openai_s_code(complete: Ask) -> None:

@@ -114,6 +114,8 @@ class Asking:
                 prompt,
                 seed=seed_of(body.seed, index * copies + copy),
                 id=f"{number}-{index * copies + copy}",
+                # It is one prompt, however many answers are asked for.
+                screened=copy == 0,
                 **given,
             )
             for index, prompt in enumerate(prompts)
