@@ -4,10 +4,13 @@
     python benchmarks/hostile.py http://127.0.0.1:8000 --pid $!
 
 A part is made by schemathesis from the server's own OpenAPI; the others are malformed, oversized,
-nested, slow, or hung up halfway. After each hundred the server must still answer a plain question.
-Memory is the resident set of the process, after a first thousand as after the last. Ends with 1 if
-a response was 500, a question went unanswered or memory grew by more than `--growth`. A key is read
-from DYLORA_API_KEY. Takes some minutes.
+nested, slow, or hung up halfway, while connections are held open that say nothing or half a head.
+After each hundred the server must still answer a plain question. Memory is the resident set of the
+process: after a warm-up of mixed requests, after each further thousand, and after the last. Ends
+with 1 if a response was 500, a question went unanswered, the server kept a connection that said
+nothing, or memory grew by more than `--growth`. A key is read from DYLORA_ADMIN_KEY, else from
+DYLORA_API_KEY; with the former jobs are asked for too, so give it a pool that may be changed. Takes
+some minutes.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -44,6 +48,10 @@ PATHS = (
     "//v1/models", "/metrics/../v1/models", "/%ff", "/openapi.json",
 )  # fmt: skip
 QUESTION = {"model": "base", "prompt": "Hello", "max_tokens": 2}
+WARM_UP = 500
+"""Mixed requests until memory is looked at: pools of threads and of memory have grown by then."""
+HELD = 64
+"""Connections that say nothing, or half a head."""
 
 
 @dataclass
@@ -52,12 +60,14 @@ class Hostile:
 
     Attributes:
         seen: how many responses had which status; 0: none came.
+        asked: how many requests schemathesis made of which route.
         failed: what should not have been.
     """
 
     url: str
     key: str
     seen: Counter[int] = field(default_factory=Counter)
+    asked: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
 
     @property
@@ -145,6 +155,39 @@ class Hostile:
             time.sleep(1)
         self.failed.append(f"a plain question was answered with {status}")
 
+    def hold(self) -> list[socket.socket]:
+        """Opens connections and sends nothing, or half a head."""
+        where = urlsplit(self.url)
+        place = (str(where.hostname), int(where.port or 80))
+        held, head = list[socket.socket](), f"GET / HTTP/1.1\r\nhost: {where.netloc}\r\n".encode()
+        for number in range(HELD):
+            held.append(socket.create_connection(place))
+            held[-1].sendall(head[: number * 2 % len(head)])
+        return held
+
+    def let_go(self, held: list[socket.socket], since: float, seconds: float) -> None:
+        """The server must have closed them within so many seconds of their beginning."""
+        kept = 0
+        for each in held:
+            with each:
+                each.settimeout(max(0.01, since + seconds - time.monotonic()))
+                try:
+                    kept += each.recv(1) != b""
+                except TimeoutError:
+                    kept += 1
+                except OSError:
+                    continue
+        if kept:
+            self.failed.append(f"{kept} connections without a head were open after {seconds:.0f} s")
+
+    def end_jobs(self) -> None:
+        """Ends what was asked for on the way."""
+        answer = httpx.get(f"{self.url}/v1/jobs", headers=self.headers, timeout=60)
+        for job in answer.json().get("data", ()):
+            if job["state"] in ("queued", "running"):
+                target = f"{self.url}/v1/jobs/{job['id']}"
+                httpx.delete(target, headers=self.headers, timeout=60)
+
     def by_schema(self, examples: int) -> None:
         """Requests that schemathesis makes of the server's own OpenAPI."""
         import schemathesis
@@ -165,6 +208,7 @@ class Hostile:
             def send(case: Any) -> None:
                 status = case.call(headers=self.headers).status_code
                 self.seen[status] += 1
+                self.asked[f"{case.method} {case.path}"] += 1
                 if status == 500:
                     self.failed.append(f"{case.method} {case.path} ({case.body!r:.200}): 500")
 
@@ -183,26 +227,37 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--at-once", type=int, default=16)
     parser.add_argument("--growth", type=float, default=0.1, help="of memory that is let through")
+    parser.add_argument("--stall", type=float, default=60.0, help="seconds for a silent client")
     parser.add_argument("--out", type=Path, help="a JSON file of what was seen")
     options = parser.parse_args()
-    hostile = Hostile(options.url.rstrip("/"), os.environ.get("DYLORA_API_KEY", ""))
+    key = os.environ.get("DYLORA_ADMIN_KEY") or os.environ.get("DYLORA_API_KEY", "")
+    hostile = Hostile(options.url.rstrip("/"), key)
     process, begun = psutil.Process(options.pid), time.monotonic()
     hostile.by_schema(options.requests * 3 // 10)
-    first = None
+    hostile.end_jobs()
+    held, since = hostile.hold(), time.monotonic()
+    mixed = options.requests * 7 // 10
+    warm, memory = min(WARM_UP, mixed // 2), list[int]()
     with ThreadPoolExecutor(options.at_once) as threads:
-        for start in range(0, options.requests * 7 // 10, 100):
-            list(threads.map(hostile.plague, range(start, start + 100)))
+        for start in range(0, mixed, 100):
+            list(threads.map(hostile.plague, range(start, min(mixed, start + 100))))
             hostile.question()
-            if first is None and sum(hostile.seen.values()) >= min(4000, options.requests // 2):
-                first = process.memory_info().rss
-    last = process.memory_info().rss
-    growth = last / (first or last) - 1
+            done = start + 100
+            if done >= warm + 1000 * len(memory):
+                memory.append(process.memory_info().rss)
+    hostile.let_go(held, since, options.stall)
+    hostile.question()
+    first, last = memory[0], process.memory_info().rss
+    growth = last / first - 1
     if growth > options.growth:
         hostile.failed.append(f"memory grew by {growth:.1%}")
     document = {
         "requests": sum(hostile.seen.values()),
         "statuses": {str(status): hostile.seen[status] for status in sorted(hostile.seen)},
+        "by_schema": dict(sorted(hostile.asked.items())),
         "rss_first": first,
+        "rss_each_thousand": memory,
+        "growth_each_thousand": [b / a - 1 for a, b in pairwise(memory)],
         "rss_last": last,
         "growth": growth,
         "seconds": time.monotonic() - begun,
