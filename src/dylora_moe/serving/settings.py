@@ -32,6 +32,7 @@ class LimitSettings(Settings):
     header_bytes: int = Field(default=1 << 14, ge=1024)
     nesting: int = Field(default=32, ge=4, description="depth of a request's JSON")
     requests: int = Field(default=256, ge=1, description="open at once, those that wait too")
+    connections: int = Field(default=512, ge=1, description="open at once, idle ones too")
     stall_seconds: float = Field(default=20.0, gt=0, description="a body may take; a read too")
     max_tokens: int = Field(default=1024, ge=1, description="of one answer")
     choices: int = Field(default=16, ge=1, description="answers of one request")

@@ -27,7 +27,8 @@ def test_a_client_that_is_gone_stops_its_answers(
 ) -> None:
     server = live(engine={"pause": 0.02})
     read_a_little(f"{server.url}/v1/completions", {**ENDLESS, "stream": stream, "n": n})
-    eventually(lambda: len(server.engine.ended) == n)
+    # On a slow machine it may be gone before all were taken on.
+    eventually(lambda: 0 < len(server.engine.requests) == len(server.engine.ended) <= n)
     assert {reason for _, reason in server.engine.ended} == {"cancelled"}
 
 

@@ -4,6 +4,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
 from threading import Thread
 
 import httpx
@@ -90,6 +91,85 @@ def test_a_body_that_does_not_come_is_given_up(live: Callable[..., Live]) -> Non
             b"content-type: application/json\r\ncontent-length: 99\r\n\r\n{"
         )
         assert b"408" in sent.recv(4096).split(b"\r\n")[0]
+
+
+def connected(url: str) -> socket.socket:
+    host, port = url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def lives(connection: socket.socket) -> None:
+    """It is answered on."""
+    connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+    answer = b""
+    while not answer.endswith(b"}"):
+        answer += connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 200")
+
+
+BODILESS = b"host: localhost\r\ncontent-length: 99\r\n\r\n"
+
+
+def test_what_anybody_may_ask_for_takes_nobody_s_place(live: Callable[..., Live]) -> None:
+    server = live(limits={"requests": 2, "stall_seconds": 20})
+    with ExitStack() as stack:
+        held = []
+        for path in (b"/", b"/page/main.js", b"/version", b"/", b"/health", b"/ready"):
+            held.append(stack.enter_context(connected(server.url)))
+            held[-1].sendall(b"GET " + path + b" HTTP/1.1\r\n" + BODILESS)
+            # The answer does not wait for the body, and nobody waits for it behind the answer.
+            head = held[-1].recv(65536)
+            assert head.startswith(b"HTTP/1.1 200")
+            assert b"connection: close" in head
+        assert httpx.get(f"{server.url}/v1/models").status_code == 200
+        assert httpx.get(f"{server.url}/").status_code == 200
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /health HTT", b"GET /health HTTP/1.1\r\nhost: lo"])
+def test_a_connection_without_a_whole_head_is_closed(
+    said: bytes, live: Callable[..., Live]
+) -> None:
+    server = live(limits={"stall_seconds": 0.5})
+    with connected(server.url) as fresh, connected(server.url) as used:
+        fresh.sendall(said)
+        lives(used)
+        used.sendall(said)
+        begun = time.monotonic()
+        closed = [fresh] + ([used] if said else [])
+        for each in closed:
+            # Dribbling keeps it no longer.
+            with suppress(OSError):
+                each.sendall(b"x" if said else b"")
+            with suppress(ConnectionResetError):
+                assert each.recv(65536) == b""
+        assert time.monotonic() - begun < 10
+        if not said:
+            # Between two requests it may be longer.
+            lives(used)
+
+
+def test_connections_are_bounded_and_the_idle_make_room(live: Callable[..., Live]) -> None:
+    server = live(engine={"pause": 0.05}, limits={"connections": 3})
+    asked = {"model": "base", "prompt": doubles.ENDLESS, "max_tokens": 60}
+    answers: list[int] = []
+
+    def ask() -> None:
+        answers.append(
+            httpx.post(f"{server.url}/v1/completions", json=asked, timeout=60).status_code
+        )
+
+    thread = Thread(target=ask)
+    thread.start()
+    eventually(lambda: server.engine.state().running == 1)
+    with ExitStack() as stack:
+        idle = [stack.enter_context(connected(server.url)) for _ in range(6)]
+        # Whoever says what they want is heard.
+        assert httpx.get(f"{server.url}/health").status_code == 200
+        for each in idle[:4]:
+            with suppress(ConnectionResetError):
+                assert each.recv(1) == b""
+    thread.join()
+    assert answers == [200]
 
 
 def test_headers_are_bounded(live: Callable[..., Live]) -> None:

@@ -88,6 +88,7 @@ def create_app(
         *groups,
     ):
         app.include_router(routes)
+    open_paths = page.page_paths().union(public)
     # The last one added is the outermost.
     app.add_middleware(
         Limits,
@@ -96,9 +97,14 @@ def create_app(
         nesting=limits.nesting,
         seconds=limits.stall_seconds,
         requests=limits.requests,
+        public=open_paths,
     )
-    open_paths = page.page_paths().union(public)
-    app.add_middleware(Guard, keys=keys, hosts=own_names(settings, keys), public=open_paths)
+    app.add_middleware(
+        Guard,
+        keys=keys,
+        hosts=own_names(settings, keys),
+        public=open_paths,
+    )
     app.add_middleware(Journal, on_request=metrics.request)
     return app
 

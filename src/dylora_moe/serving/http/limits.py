@@ -1,15 +1,16 @@
 """What a request may be: its size while it comes in, its depth, and how long it may take to come.
 
 Reads the whole body before the application sees anything, so that what is too large, too deep or
-too slow never gets there. Knows bytes; knows no routes.
+too slow never gets there. Of what anybody may ask for nothing is read. Knows bytes; no routes.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Collection
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dylora_moe.serving.http.errors import ApiError, ErrorResponse, bad
@@ -37,6 +38,8 @@ class Limits:
         nesting: depth of its JSON.
         seconds: that a body may take to arrive, and a client to take a piece of an answer.
         requests: that may be open at once.
+        public: paths that need no key: so many may be open besides, and their bodies, which they
+            have no use for, are not read.
         watching: paths that do not count: whoever watches must see a server that is full.
     """
 
@@ -48,12 +51,14 @@ class Limits:
         nesting: int,
         seconds: float,
         requests: int,
+        public: Collection[str] = (),
         watching: frozenset[str] = frozenset({"/health", "/ready", "/metrics"}),
     ) -> None:
         self._app, self._nesting = app, nesting
         self._body_bytes, self._header_bytes = body_bytes, header_bytes
         self._seconds, self._requests, self._watching = seconds, requests, watching
-        self._open = 0
+        self._public = frozenset(public)
+        self._open = {True: 0, False: 0}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,23 +67,28 @@ class Limits:
         if scope["path"] in self._watching:
             await self._bounded(scope, receive, send)
             return
-        if self._open >= self._requests:
+        public = scope["path"] in self._public
+        if self._open[public] >= self._requests:
             message = f"{self._requests} requests are open, as many as may; come again in a moment"
             await ErrorResponse(ApiError(429, message, headers={"retry-after": "1"}))(
                 scope, receive, send
             )
             return
-        self._open += 1
+        self._open[public] += 1
         try:
             await self._bounded(scope, receive, send)
         finally:
-            self._open -= 1
+            self._open[public] -= 1
 
     async def _bounded(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             if head_size(scope) > self._header_bytes:
                 raise ApiError(431, f"path and headers are larger than {self._header_bytes} bytes")
-            body = await asyncio.wait_for(self._read(Headers(scope=scope), receive), self._seconds)
+            if scope["path"] in self._public:
+                body, send = b"", _closing(scope, send)
+            else:
+                reading = self._read(Headers(scope=scope), receive)
+                body = await asyncio.wait_for(reading, self._seconds)
             if depth_over(body, self._nesting):
                 message = f"the body's JSON is nested deeper than {self._nesting}"
                 raise bad(message, None, "nesting_too_deep")
@@ -141,6 +151,20 @@ def depth_over(body: bytes, limit: int) -> bool:
         if depth > limit:
             return True
     return False
+
+
+def _closing(scope: Scope, send: Send) -> Send:
+    """Ends the connection behind the answer where a body is to come that nobody reads."""
+    headers = Headers(scope=scope)
+    if headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+        return send
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["connection"] = "close"
+        await send(message)
+
+    return sent
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from dylora_moe.errors import ConfigError
 from dylora_moe.serving.engine.protocol import Engine
 from dylora_moe.serving.http.app import Stopping
+from dylora_moe.serving.http.connections import Connections
 from dylora_moe.serving.http.logs import log_event
 from dylora_moe.serving.settings import ServeSettings
 
@@ -56,12 +57,13 @@ class Server(uvicorn.Server):
         on_stopping: Callable[[], object] = lambda: None,
         on_killed: Callable[[], object] = lambda: None,
     ) -> None:
+        limits = settings.limits
         super().__init__(
             uvicorn.Config(
                 app,
                 # h11 bounds the headers; the faster parser does not.
-                http="h11",
-                h11_max_incomplete_event_size=settings.limits.header_bytes,
+                http=Connections(limits.connections, limits.stall_seconds),  # type: ignore[arg-type]
+                h11_max_incomplete_event_size=limits.header_bytes,
                 ws="none",
                 lifespan="on",
                 log_config=None,
