@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import secrets
 import signal
 import statistics
 import subprocess
@@ -165,6 +166,8 @@ class Server:
 
     def __init__(self, pool: Path, options: Options, dtype: str = "") -> None:
         kind = dtype or options.dtype
+        # For whoever measures what changes the pool; inherited by both processes.
+        os.environ.setdefault("DYLORA_ADMIN_KEY", secrets.token_hex(32))
         command = ["serve", str(pool), "--port", "0", "--device", options.device]
         self._command = command + (["--dtype", kind] if kind else [])
 

@@ -71,12 +71,13 @@ def opened(browser: Browser, url: str) -> Iterator[Open]:
         contexts.append(browser.new_context(**options))
         page = contexts[-1].new_page()
         page.set_default_timeout(PATIENCE)
-        # A refused key and a server that is not ready are said by the browser too.
+        # A key that is refused or not enough, and a server that is not ready, are said by the
+        # browser too.
         page.on(
             "console",
             lambda told: (
                 complaints.append(told.text)
-                if told.type == "error" and not re.search("401|503", told.text)
+                if told.type == "error" and not re.search("401|403|503", told.text)
                 else None
             ),
         )
@@ -289,6 +290,32 @@ def with_inbox(page: Page, sent: list[Any]) -> None:
     page.route("**/v1/inbox/*", lambda route: route.fulfill(json={**CLUSTER, "prompts": PROMPTS}))
     page.route("**/v1/inbox/*/confirm", confirm)
     page.route("**/v1/jobs/*", lambda route: route.fulfill(json={**JOB, "state": "done"}))
+
+
+def test_an_inbox_asks_for_an_admin_key_and_goes_on_without(opened: Open) -> None:
+    error = {"message": "an admin key is needed", "code": "admin_key_needed"}
+
+    def guarded(route: Route) -> None:
+        if route.request.headers.get("authorization") == f"Bearer {KEY}":
+            route.fulfill(json={"data": [CLUSTER]})
+        else:
+            route.fulfill(status=403, json={"error": error})
+
+    def before(page: Page) -> None:
+        with_inbox(page, [])
+        page.route("**/v1/inbox", guarded)
+
+    page = opened(before=before)
+    inbox, dialog = page.locator("#inbox-body"), page.get_by_role("dialog")
+    expect(inbox).to_contain_text("Not shown: an admin key is needed.")
+    expect(page.locator("#alert")).to_be_hidden()
+    inbox.get_by_role("button", name="Give an admin key").click()
+    page.keyboard.press("Escape")
+    expect(dialog).to_be_hidden()
+    inbox.get_by_role("button", name="Give an admin key").click()
+    dialog.get_by_label("API key").fill(KEY)
+    dialog.get_by_role("button", name="Go on").click()
+    expect(page.get_by_role("article", name="Cluster 0a1b2c3d")).to_be_visible()
 
 
 def test_an_inbox_that_is_off_says_how_it_is_turned_on(opened: Open) -> None:

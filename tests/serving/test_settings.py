@@ -7,7 +7,14 @@ import pytest
 from dylora_moe.errors import ConfigError
 from dylora_moe.parsing import parse
 from dylora_moe.serving import settings as module
-from dylora_moe.serving.settings import KEY_VARIABLE, ServeSettings, read_keys, read_settings
+from dylora_moe.serving.settings import (
+    ADMIN_KEY_VARIABLE,
+    KEY_VARIABLE,
+    ServeSettings,
+    read_admin_keys,
+    read_keys,
+    read_settings,
+)
 
 KEY = "k" * 32
 
@@ -95,6 +102,36 @@ def test_a_file_holds_keys_a_line_and_counts_more_than_the_environment(tmp_path:
     file.write_text(f"{KEY}\n\n  {KEY}2\n", encoding="utf-8")
     settings = ServeSettings(api_key_file=file)
     assert read_keys(settings, {KEY_VARIABLE: "x" * 20}) == [KEY, f"{KEY}2"]
+
+
+def test_admin_keys_are_of_their_own_kind(tmp_path: Path) -> None:
+    file = tmp_path / "admins"
+    file.write_text(f"{KEY}1\n{KEY}2\n", encoding="utf-8")
+    settings = parse(ServeSettings, {"admin_key_file": file}, "t")
+    assert read_admin_keys(settings, [KEY], {}) == [f"{KEY}1", f"{KEY}2"]
+    assert read_admin_keys(ServeSettings(), [], {}) == []
+    assert read_admin_keys(ServeSettings(), [], {ADMIN_KEY_VARIABLE: KEY}) == [KEY]
+    with pytest.raises(ConfigError, match="both an API key and an admin key"):
+        read_admin_keys(settings, [f"{KEY}2"], {})
+    # Not a client's key: nobody is let in by it who only asks.
+    assert read_keys(settings, {ADMIN_KEY_VARIABLE: KEY}) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "environment"),
+    [
+        ({"host": "0.0.0.0"}, {}),
+        ({"hosts": ["pool.example"]}, {}),
+        ({}, {ADMIN_KEY_VARIABLE: KEY}),
+    ],
+)
+def test_managing_without_a_key_is_for_a_machine_of_one_s_own(
+    values: dict[str, object], environment: dict[str, str]
+) -> None:
+    assert read_admin_keys(parse(ServeSettings, {"manage": True}, "t"), [], {}) == []
+    settings = parse(ServeSettings, {"manage": True, **values}, "t")
+    with pytest.raises(ConfigError, match="manage"):
+        read_admin_keys(settings, [KEY + "0"], environment)
 
 
 @pytest.mark.parametrize("body", ["", "\n", "short", "with a space in it", "ü" * 20])

@@ -53,7 +53,7 @@ def folder(taught: Pool) -> Path:
 
 
 def test_unseen_traffic_is_gathered_confirmed_learned_and_answered(folder: Path) -> None:
-    settings = parse(ServeSettings, {"inbox": {"enabled": True}}, "tests")
+    settings = parse(ServeSettings, {"inbox": {"enabled": True}, "manage": True}, "tests")
     writers: list[InboxWriter] = []
 
     def noted(note: Any) -> None:

@@ -46,6 +46,13 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="Keys, one a line; clients need one of them."),
     ] = None,
+    admin_key_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keys, one a line; who has one may change the pool."),
+    ] = None,
+    manage: Annotated[
+        bool, typer.Option("--manage", help="Let it be changed without a key, on 127.0.0.1 alone.")
+    ] = False,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="YAML with every setting there is.")
     ] = None,
@@ -57,10 +64,18 @@ def serve(
     What another process learns into the pool is picked up while it is served.
     """
     with command(False) as output:
-        from dylora_moe.serving.settings import read_keys, read_settings
+        from dylora_moe.serving.settings import read_admin_keys, read_keys, read_settings
 
-        settings = read_settings(config, host=host, port=port, api_key_file=api_key_file)
+        settings = read_settings(
+            config,
+            host=host,
+            port=port,
+            api_key_file=api_key_file,
+            admin_key_file=admin_key_file,
+            manage=manage or None,
+        )
         keys = read_keys(settings)
+        admin_keys = read_admin_keys(settings, keys)
         if (settings.name or pool.resolve().name) == BASE_NAME:
             raise ConfigError(
                 f"a pool called {BASE_NAME} cannot be told from its base; give it a name in the "
@@ -70,7 +85,7 @@ def serve(
         def say(line: str) -> None:
             print(line, file=output.stream, flush=True)
 
-        _serve(Asked(pool, device, dtype), settings, keys, say)
+        _serve(Asked(pool, device, dtype), settings, Keys(keys, admin_keys), say)
 
 
 @dataclass(frozen=True)
@@ -82,9 +97,15 @@ class Asked:
     dtype: str | None
 
 
-def _serve(
-    asked: Asked, settings: ServeSettings, keys: list[str], say: Callable[[str], None]
-) -> None:
+@dataclass(frozen=True)
+class Keys:
+    """Of those who ask, and of those who may change the pool."""
+
+    clients: list[str]
+    admins: list[str]
+
+
+def _serve(asked: Asked, settings: ServeSettings, keys: Keys, say: Callable[[str], None]) -> None:
     """Serves until a signal comes, or the engine breaks down.
 
     Raises:
@@ -120,12 +141,14 @@ def _serve(
         taking += _taking_back(served)
         stopping, url = Stopping(), url_of(listening)
         groups = managing.routers(served, settings.run_tests)
-        app = create_app(served, settings, keys, stopping=stopping, groups=groups)
+        app = create_app(
+            served, settings, keys.clients, keys.admins, stopping=stopping, groups=groups
+        )
         say(f"serving {served.name} at {url}; loading the pool (Ctrl-C ends it)")
-        log_event("started", pool=served.name, url=url, keys=len(keys))
+        log_event("started", pool=served.name, url=url, keys=len(keys.clients))
 
         def started() -> None:
-            lines = hints(served.name, url, bool(keys))
+            lines = hints(served.name, url, bool(keys.clients))
             watch = (served, server, errors, lambda: say("\n".join(lines)))
             threading.Thread(target=_watch_engine, args=watch, daemon=True).start()
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from dylora_moe.parsing import Settings, parse
 from dylora_moe.records import BASE_NAME
 
 KEY_VARIABLE = "DYLORA_API_KEY"
+ADMIN_KEY_VARIABLE = "DYLORA_ADMIN_KEY"
 KEY_LENGTH = 16
 """Characters that a key must have at least."""
 
@@ -96,6 +97,8 @@ class ServeSettings(Settings):
     hosts: tuple[str, ...] = Field(default=(), description="names it is reached by besides")
     name: str | None = Field(default=None, description="of the pool, as `model`; else its folder's")
     api_key_file: Path | None = None
+    admin_key_file: Path | None = None
+    manage: bool = Field(default=False, description="without an admin key, on loopback")
     temperature: float = Field(default=0.0, ge=0, le=2, description="where a request says none")
     screen: bool = Field(default=True, description="whether prompts are held against the skills")
     drain_seconds: float = Field(default=30.0, ge=0, description="for what runs at the end")
@@ -150,10 +153,11 @@ def read_settings(file: Path | None, **options: Any) -> ServeSettings:
     given = {key: value for key, value in options.items() if value is not None}
     where = "dylora serve POOL" if file is None else str(file)
     settings = parse(ServeSettings, {**values, **given}, where)
-    key_file = settings.api_key_file
-    if file is not None and key_file is not None and "api_key_file" not in given:
-        # As the paths of a stream file: relative to the file that names them.
-        settings = settings.model_copy(update={"api_key_file": file.parent / key_file})
+    for name in ("api_key_file", "admin_key_file"):
+        key_file = getattr(settings, name)
+        if file is not None and key_file is not None and name not in given:
+            # As the paths of a stream file: relative to the file that names them.
+            settings = settings.model_copy(update={name: file.parent / key_file})
     return settings
 
 
@@ -165,25 +169,58 @@ def read_keys(settings: ServeSettings, environment: Mapping[str, str] = os.envir
         ConfigError: a key that is too short or no plain text; none, where others could reach the
             server.
     """
-    if settings.api_key_file is not None:
-        try:
-            lines = settings.api_key_file.read_text(encoding="utf-8").splitlines()
-        except (FileNotFoundError, UnicodeDecodeError):
-            raise ConfigError(f"{settings.api_key_file}: no file with an API key") from None
-        keys, where = [line.strip() for line in lines if line.strip()], str(settings.api_key_file)
-        if not keys:
-            raise ConfigError(f"{where}: holds no API key; write one a line")
-    else:
-        keys = [environment[KEY_VARIABLE]] if environment.get(KEY_VARIABLE) else []
-        where = KEY_VARIABLE
-    if any(len(key) < KEY_LENGTH or not re.fullmatch(r"[!-~]+", key) for key in keys):
-        raise ConfigError(
-            f"{where}: an API key needs at least {KEY_LENGTH} characters, letters, digits and "
-            "signs without spaces; make one with: openssl rand -hex 32"
-        )
+    keys = _keys_of(settings.api_key_file, KEY_VARIABLE, environment)
     if not keys and not settings.loopback:
         raise ConfigError(
             f"other machines can reach {settings.host}, and there is no API key; give "
             f"--api-key-file or {KEY_VARIABLE}, or serve on 127.0.0.1"
+        )
+    return keys
+
+
+def read_admin_keys(
+    settings: ServeSettings, keys: Sequence[str], environment: Mapping[str, str] = os.environ
+) -> list[str]:
+    """The keys of which one is needed to change something: the file's lines, or the environment's
+    one; where there are none, nothing is changed, unless `manage` is set.
+
+    Args:
+        keys: of those who only ask.
+
+    Raises:
+        ConfigError: as `read_keys`; a key of both kinds; `manage` where others could reach the
+            server, or with an admin key.
+    """
+    found = _keys_of(settings.admin_key_file, ADMIN_KEY_VARIABLE, environment)
+    if set(found) & set(keys):
+        raise ConfigError(
+            "a key is both an API key and an admin key, so that whoever asks could change the "
+            "pool; give each its own: openssl rand -hex 32"
+        )
+    if settings.manage and found:
+        raise ConfigError("manage needs no admin key, and there is one; leave one of them out")
+    if settings.manage and (settings.hosts or not settings.loopback):
+        raise ConfigError(
+            "manage lets whoever reaches the server change the pool, and others could: serve on "
+            f"127.0.0.1 without hosts, or give --admin-key-file or {ADMIN_KEY_VARIABLE} instead"
+        )
+    return found
+
+
+def _keys_of(file: Path | None, variable: str, environment: Mapping[str, str]) -> list[str]:
+    if file is not None:
+        try:
+            lines = file.read_text(encoding="utf-8").splitlines()
+        except (FileNotFoundError, UnicodeDecodeError):
+            raise ConfigError(f"{file}: no file with an API key") from None
+        keys, where = [line.strip() for line in lines if line.strip()], str(file)
+        if not keys:
+            raise ConfigError(f"{where}: holds no API key; write one a line")
+    else:
+        keys, where = [environment[variable]] if environment.get(variable) else [], variable
+    if any(len(key) < KEY_LENGTH or not re.fullmatch(r"[!-~]+", key) for key in keys):
+        raise ConfigError(
+            f"{where}: an API key needs at least {KEY_LENGTH} characters, letters, digits and "
+            "signs without spaces; make one with: openssl rand -hex 32"
         )
     return keys

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -7,8 +8,9 @@ from fastapi import FastAPI
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
+from dylora_moe.serving.http import managing
 from dylora_moe.serving.http.app import create_app
-from dylora_moe.serving.http.guard import PUBLIC, host_name
+from dylora_moe.serving.http.guard import ASKING, PUBLIC, host_name
 from dylora_moe.serving.http.page import page_paths
 from dylora_moe.serving.served import Served
 from tests.serving.http.conftest import KEY, error_of, settings
@@ -121,6 +123,79 @@ def test_pages_of_other_sites_may_not_ask(origin: str, client: TestClient) -> No
 def test_its_own_page_may_ask(client: TestClient) -> None:
     own = {"origin": "http://127.0.0.1:8000"}
     assert client.get("/v1/models", headers=own).status_code == 200
+
+
+ADMIN = "an-admin-key-that-nobody-guesses"
+CHANGING = [
+    ("POST", "/v1/experts"), ("POST", "/v1/experts/letters/retire"), ("DELETE", "/v1/jobs/x"),
+    ("GET", "/v1/inbox"), ("GET", "/v1/inbox/x"), ("DELETE", "/v1/inbox/x"),
+    ("POST", "/v1/inbox/x/confirm"), ("PUT", "/v1/models"), ("POST", "/v1/nothing"),
+    ("ODD", "/v1/models"), ("POST", "/v1/completions/"),
+]  # fmt: skip
+READ = [("GET", "/v1/jobs"), ("GET", "/v1/models"), ("POST", "/v1/completions"), ("GET", "/v1/no")]
+
+
+def status(
+    client: TestClient, method: str, path: str, key: str | None = None
+) -> tuple[int, str | None]:
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    response = client.request(method, path, headers=headers)
+    refused = response.status_code in (401, 403)
+    return response.status_code, error_of(response)["code"] if refused else None
+
+
+def over(found: Served, keys: list[str], admins: list[str], **values: object) -> TestClient:
+    app = create_app(found, settings(**values), keys, admins, groups=managing.routers(found))
+    return TestClient(app, base_url="http://localhost")
+
+
+@pytest.mark.parametrize(("method", "path"), CHANGING)
+def test_what_is_not_known_to_change_nothing_needs_an_admin_key(
+    method: str, path: str, found: Served
+) -> None:
+    off = (403, "managing_off")
+    assert status(over(found, [], []), method, path) == off
+    assert status(over(found, [KEY], []), method, path, KEY) == off
+    assert status(over(found, [KEY], [ADMIN]), method, path, KEY) == (403, "admin_key_needed")
+    assert status(over(found, [], [ADMIN]), method, path) == (403, "admin_key_needed")
+    assert status(over(found, [], [ADMIN]), method, path, "wrong") == (403, "admin_key_needed")
+    for keys in ([KEY], []):
+        if path != "/v1/inbox":
+            assert status(over(found, keys, [ADMIN]), method, path, ADMIN)[0] not in (401,)
+    assert status(over(found, [KEY], [ADMIN]), method, path)[0] == 401
+    assert status(over(found, [KEY], [ADMIN]), method, path, "wrong")[0] == 401
+
+
+@pytest.mark.parametrize(("method", "path"), READ)
+def test_what_only_asks_needs_no_admin_key_and_an_admin_key_opens_it(
+    method: str, path: str, found: Served
+) -> None:
+    for keys, admins, key in (
+        ([], [], None), ([], [ADMIN], None), ([KEY], [ADMIN], KEY), ([KEY], [ADMIN], ADMIN),
+    ):  # fmt: skip
+        code = status(over(found, keys, admins), method, path, key)[1]
+        # The double runs no jobs.
+        assert code in (None, "forbidden")
+
+
+def test_every_route_that_is_no_reading_is_known_to_change_nothing_or_refused(
+    found: Served,
+) -> None:
+    app = create_app(found, settings(), [KEY], groups=managing.routers(found))
+    client = TestClient(app, base_url="http://localhost")
+    seen = 0
+    for method, path in routes_of(app):
+        if method in ("GET", "HEAD") or path in ASKING:
+            continue
+        seen += 1
+        assert status(client, method, re.sub(r"{\w+}", "x", path), KEY) == (403, "managing_off")
+    assert seen == 7
+
+
+def test_a_person_alone_may_manage_without_a_key(found: Served) -> None:
+    client = over(found, [], [], manage=True)
+    assert status(client, "POST", "/v1/experts/letters/retire") == (403, "forbidden")
+    assert status(client, "PUT", "/v1/models") == (405, None)
 
 
 def test_names_of_hosts_are_read_without_their_ports() -> None:

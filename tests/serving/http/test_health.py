@@ -8,6 +8,13 @@ import pytest
 from starlette.testclient import TestClient
 
 from dylora_moe import __version__
+from dylora_moe.errors import (
+    ArtifactError,
+    DatabaseUnavailableError,
+    PoolError,
+    StorageFullError,
+)
+from dylora_moe.serving.http import overview
 from dylora_moe.serving.http.app import Stopping, create_app
 from dylora_moe.serving.served import Served
 from tests.serving import doubles
@@ -46,7 +53,7 @@ def test_what_is_being_stopped_is_not_ready(found: Served) -> None:
     [
         ("GET", "/nothing", 404, "not_found"),
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
-        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 403, "managing_off"),
         ("GET", "/v1/models/nobody", 404, "model_not_found"),
     ],
 )
@@ -109,6 +116,37 @@ def test_an_error_of_the_system_is_no_client_that_hung_up(
     assert error_of(response)["code"] == ("unavailable" if late else "internal_error")
     told = [record for record in caplog.records if record.levelname == "ERROR"]
     assert late or told[0].exc_info is not None
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (DatabaseUnavailableError(f"{doubles.SECRET} is busy"), 503, "unavailable"),
+        (StorageFullError(f"{doubles.SECRET} is full"), 503, "unavailable"),
+        (ArtifactError(f"{doubles.SECRET} is damaged"), 500, "internal_error"),
+        (PoolError("nobody"), 404, "model_not_found"),
+    ],
+)
+def test_a_pool_that_cannot_be_asked_is_no_model_that_is_not_there(
+    error: PoolError, status: int, code: str, chat: Ask, found: Served
+) -> None:
+    engine = found.engine
+    assert isinstance(engine, doubles.DoubleEngine)
+    engine.refuse = error
+    response = chat()
+    assert (response.status_code, error_of(response)["code"]) == (status, code)
+    assert doubles.SECRET not in response.text
+
+
+def test_a_database_that_is_busy_is_no_run_that_is_not_there(
+    client: TestClient, found: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def busy(*_: object) -> None:
+        raise DatabaseUnavailableError("busy")
+
+    assert client.get("/v1/pool/runs/none").status_code == 404
+    monkeypatch.setattr(overview, "run_curves", busy)
+    assert client.get("/v1/pool/runs/none").status_code == 503
 
 
 ASKED = {"model": "base", "prompt": "a"}

@@ -81,6 +81,11 @@ def test_what_happens_to_the_pool_is_told(found: Served, lines: Lines) -> None:
     assert told["pool_error"]["level"] == "error"
     watcher.look()
     assert len(lines()) == len(told)
+    # One transaction may say the same twice.
+    registry.told += [Event("strategy", {}, "twice")] * 2
+    for _ in range(3):
+        watcher.look()
+    assert len(lines()) == len(told) + 2
 
 
 def test_a_strange_prompt_is_told_of_and_not_told(lines: Lines) -> None:

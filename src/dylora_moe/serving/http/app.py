@@ -36,6 +36,7 @@ def create_app(
     served: Served,
     settings: ServeSettings,
     keys: Sequence[str] = (),
+    admin_keys: Sequence[str] = (),
     *,
     stopping: Stopping | None = None,
     groups: Iterable[APIRouter] = (),
@@ -45,6 +46,7 @@ def create_app(
 
     Args:
         keys: one of which a client needs; none are asked for where there are none.
+        admin_keys: one of which is needed to change something.
         stopping: set when the server is being stopped.
         groups: further routes.
         public: paths that need no key, besides the page's.
@@ -104,6 +106,8 @@ def create_app(
         keys=keys,
         hosts=own_names(settings, keys),
         public=open_paths,
+        admin_keys=admin_keys,
+        manage=settings.manage,
     )
     app.add_middleware(Journal, on_request=metrics.request)
     return app

@@ -70,12 +70,23 @@ async function request(path, body, { signal, method } = {}) {
   }
 }
 
+/** Asks for a key that may do more than the one there is. */
+export function otherKey() {
+  byId("key-note").textContent = "This needs an admin key.";
+  return askForKey(false, false);
+}
+
 /** Once for all requests that wait for it. */
-function askForKey(again) {
+function askForKey(again, needed = true) {
   asked ??= new Promise((resolve) => {
     const dialog = byId("key-dialog");
     if (again) byId("key-note").textContent = "The server does not know this key; give another one.";
     byId("key").value = "";
+    const end = () => {
+      byId("key-form").removeEventListener("submit", keep);
+      asked = null;
+      resolve();
+    };
     const keep = (event) => {
       event.preventDefault();
       const given = byId("key").value.trim();
@@ -86,13 +97,11 @@ function askForKey(again) {
       }
       sessionStorage.setItem(KEY, given);
       dialog.close();
-      byId("key-form").removeEventListener("submit", keep);
-      asked = null;
-      resolve();
+      end();
     };
     byId("key-form").addEventListener("submit", keep);
-    // Without a key there is nothing to go back to.
-    dialog.addEventListener("cancel", (event) => event.preventDefault());
+    // Without the key that everything needs there is nothing to go back to.
+    dialog.oncancel = (event) => (needed ? event.preventDefault() : end());
     dialog.showModal();
   });
   return asked;

@@ -1,6 +1,6 @@
 // The inbox: clusters of prompts that no skill claimed, answered and learned here, or dropped.
 
-import { ask, remove } from "./api.js";
+import { ask, otherKey, remove } from "./api.js";
 import { byId, el, many, percent, put } from "./dom.js";
 
 const ENDED = ["done", "failed", "cancelled"];
@@ -17,7 +17,16 @@ export async function lookAtInbox(enabled) {
   const running = jobs.filter((job) => !ENDED.includes(job.state));
   const seen = await Promise.all(running.map((job) => ask(`/v1/jobs/${encodeURIComponent(job.id)}`)));
   jobs = jobs.map((job) => seen.find((one) => one.id === job.id) ?? job);
-  const { data } = await ask("/v1/inbox");
+  let data;
+  try {
+    ({ data } = await ask("/v1/inbox"));
+  } catch (error) {
+    if (error.status !== 403) throw error;
+    const give = el("button", { type: "button", class: "quiet", onclick: otherKey }, "Give an admin key");
+    say(error.code, el("p", { class: "soft" }, `Not shown: ${error.message}.`),
+      error.code === "admin_key_needed" ? el("p", {}, give) : []);
+    return;
+  }
   // What is being written stays: an open form is not drawn anew.
   if (byId("inbox-body").querySelector("form")) {
     byId("inbox-jobs")?.replaceChildren(...jobs.map(jobLine));
