@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
 from starlette.testclient import TestClient
 
 from dylora_moe.errors import QueueFullError, UnavailableError
-from dylora_moe.serving.engine.requests import Choice
+from dylora_moe.serving.engine.requests import Choice, Finished, Provenance
+from dylora_moe.serving.http import journal
 from dylora_moe.serving.http.app import create_app
 from dylora_moe.serving.http.asking import choice_of, seed_of
+from dylora_moe.serving.http.documents import HEADER_BYTES, header_of
 from dylora_moe.serving.served import Served
 from tests.serving import doubles
 from tests.serving.doubles import DoubleEngine
@@ -41,6 +46,56 @@ def test_a_conversation_is_answered_in_openai_s_form(chat: Ask) -> None:
     assert choice["finish_reason"] == "stop"
     usage = document["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"] == 7
+
+
+def test_the_time_of_an_answer_runs_from_when_it_was_asked_for(
+    found: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = TestClient(
+        create_app(found, settings(limits={"seconds": 5})), base_url="http://localhost"
+    )
+    body = {"model": "base", "prompt": "a"}
+    assert client.post("/v1/completions", json=body).status_code == 200
+    assert 0 < asked(found)[-1].seconds < 5
+    before = len(asked(found))
+    # As if it had waited for its turn to be encoded.
+    monkeypatch.setattr(journal, "time", SimpleNamespace(
+        monotonic=lambda: time.monotonic() - 6, perf_counter=time.perf_counter,
+    ))  # fmt: skip
+    late = client.post("/v1/completions", json=body)
+    assert (late.status_code, error_of(late)["code"]) == (504, "deadline_exceeded")
+    assert len(asked(found)) == before
+
+
+def test_a_full_queue_is_told_before_a_prompt_is_encoded(
+    found: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = cast("DoubleEngine", found.engine)
+    client = TestClient(
+        create_app(found, settings(engine={"queue": 3})), base_url="http://localhost"
+    )
+    full = replace(engine.state(), waiting=3)
+    monkeypatch.setattr(engine, "state", lambda: full)
+    response = client.post("/v1/completions", json={"model": "base", "prompt": "a"})
+    assert (response.status_code, engine.asked) == (429, 0)
+    assert response.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize(
+    ("n", "experts", "told", "weighted"),
+    [(1, 1, 1, True), (1, 40, 1, True), (6, 1, 6, True), (6, 40, 6, False), (16, 40, 8, False)],
+)
+def test_the_header_of_provenance_leaves_out_what_has_no_room(
+    n: int, experts: int, told: int, weighted: bool
+) -> None:
+    weights = {f"a-rather-long-name-of-an-expert-{index}@12": 1 / 3 for index in range(experts)}
+    found = Provenance(1200, "a-rather-long-name-of-an-expert-0", "expert_1200", 12, weights, 1 / 3,
+                       True, 2 / 3, seed=2**31)  # fmt: skip
+    line = header_of([Finished("stop", 1, 1, found)] * n, [f"req_{'0' * 20}-{i}" for i in range(n)])
+    assert len(line) <= HEADER_BYTES
+    entries = json.loads(line)
+    assert {each["expert"] for each in entries} == {found.expert}
+    assert (len(entries), ["weights" in each for each in entries]) == (told, [weighted] * told)
 
 
 def test_provenance_stands_in_header_and_usage_and_says_enough_to_ask_again(chat: Ask) -> None:
@@ -89,7 +144,8 @@ def test_every_field_reaches_the_engine(chat: Ask, found: Served) -> None:
     chat(n=2, stop=["x", "y"], seed=11, temperature=0.5, top_p=0.9, top_k=7, max_tokens=9)
     first, second = asked(found)
     assert (first.stop, first.temperature, first.top_p) == (("x", "y"), 0.5, 0.9)
-    assert (first.top_k, first.max_tokens, first.seconds) == (7, 9, 120.0)
+    assert (first.top_k, first.max_tokens) == (7, 9)
+    assert 110 < first.seconds < 120
     assert first.seed == 11
     assert second.seed not in (None, 11)
     assert first.id != second.id

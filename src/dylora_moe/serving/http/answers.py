@@ -10,10 +10,10 @@ import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
-from dylora_moe.errors import PoolError
+from dylora_moe.errors import PoolError, QueueFullError
 from dylora_moe.serving.engine.protocol import Engine, Ticket
 from dylora_moe.serving.engine.requests import Finished, Logprobs, Piece, Request
 from dylora_moe.serving.http.errors import ApiError, internal, unknown_model
@@ -39,13 +39,22 @@ class Answers:
         requests: one an answer.
         metrics: told of every step.
         threads: that ask the engine.
+        arrived: when they were asked for (`time.monotonic`): their time runs from then.
+        queue: requests that may wait; None where only the engine knows.
     """
 
     def __init__(
-        self, engine: Engine, requests: Sequence[Request], metrics: Metrics, threads: Threads
+        self,
+        engine: Engine,
+        requests: Sequence[Request],
+        metrics: Metrics,
+        threads: Threads,
+        arrived: float,
+        queue: int | None = None,
     ) -> None:
         self.requests = tuple(requests)
         self._engine, self._metrics, self._threads = engine, metrics, threads
+        self._arrived, self._queue = arrived, queue
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, Piece | Finished]] = asyncio.Queue()
         self._tickets: list[Ticket] = []
@@ -62,6 +71,10 @@ class Answers:
             ApiError: no such model.
             DyLoRAError: as `Engine.submit`.
         """
+        waiting = self._engine.state().waiting
+        if self._queue is not None and waiting >= self._queue:
+            # At once: encoding a prompt that is sent away would hold up the others.
+            raise QueueFullError(f"{waiting} requests wait, as many as may; come again", 1.0)
         try:
             # In a thread: encoding a long prompt takes longer than the others should wait.
             await self._threads.run(self._submit)
@@ -109,12 +122,22 @@ class Answers:
         for index, request in enumerate(self.requests):
             if self._gone.is_set():
                 return
-            ticket = self._engine.submit(request, partial(self._take, index))
+            taken = partial(self._take, index)
+            ticket = self._engine.submit(self._in_time(request), taken)
             with self._lock:
                 self._tickets.append(ticket)
             # Whoever cancelled them before had not seen this one.
             if self._gone.is_set():
                 ticket.cancel()
+
+    def _in_time(self, request: Request) -> Request:
+        """The request with the time that it has left."""
+        if request.seconds is None:
+            return request
+        left = request.seconds - (time.monotonic() - self._arrived)
+        if left <= 0:
+            raise _too_late(request.seconds)
+        return replace(request, seconds=left)
 
     def _take(self, index: int, event: Piece | Finished) -> None:
         """In the engine's thread."""
@@ -130,16 +153,20 @@ class Answers:
             self._loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
 
 
+def _too_late(seconds: float) -> ApiError:
+    return ApiError(
+        504,
+        f"the answer was not written within {seconds:g} s; ask for fewer tokens",
+        "deadline_exceeded",
+        headers={"x-should-retry": "false"},
+    )
+
+
 def _check(end: Finished, request: Request) -> None:
     if end.reason in ("stop", "length"):
         return
     if end.reason == "deadline":
-        raise ApiError(
-            504,
-            f"the answer was not written within {request.seconds:g} s; ask for fewer tokens",
-            "deadline_exceeded",
-            headers={"x-should-retry": "false"},
-        )
+        raise _too_late(request.seconds or 0.0)
     if end.reason == "error":
         log_event("answer_failed", id=request.id, message=end.message)
         raise internal(f"answer {request.id}: {end.message}")

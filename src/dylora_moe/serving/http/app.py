@@ -83,7 +83,7 @@ def create_app(
     for routes in (
         health.router(served, stopping),
         models.router(served),
-        generation.router(served, asking, metrics, settings.log.prompts),
+        generation.router(served, asking, metrics, settings.log.prompts, settings.engine.queue),
         monitoring.router(metrics),
         overview.router(served, metrics, settings.inbox.enabled),
         page.router(),

@@ -19,7 +19,7 @@ from dylora_moe.serving.http.hanging_up import HungUpError
 from dylora_moe.serving.http.limits import StalledError
 from dylora_moe.serving.http.logs import log_event
 
-_LINE = "dylora.line"
+_LINE, _ARRIVED = "dylora.line", "dylora.arrived"
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 OnRequest = Callable[[str, str, int], None]
@@ -29,6 +29,11 @@ OnRequest = Callable[[str, str, int], None]
 def request_id(scope: Scope) -> str:
     """The id under which a request stands in the log, and which its answer carries."""
     return str(scope[_LINE]["id"])
+
+
+def arrived(scope: Scope) -> float:
+    """When a request came, before anything of its body did (`time.monotonic`)."""
+    return float(scope[_ARRIVED])
 
 
 def noted(scope: Scope, **fields: Any) -> None:
@@ -58,6 +63,7 @@ class Journal:
             await self._app(scope, receive, send)
             return
         begun, status = time.perf_counter(), 0
+        scope[_ARRIVED] = time.monotonic()
         line = scope[_LINE] = {"id": f"req_{uuid.uuid4().hex[:20]}"}
 
         async def sent(message: Message) -> None:
