@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -18,13 +19,14 @@ from dylora_moe.serving import job_book
 from dylora_moe.serving import jobs as running
 from dylora_moe.serving.commands import Work, command_line, learning, outcome
 from dylora_moe.serving.jobs import Job, Jobs
-from dylora_moe.serving.processes import Holders, Mark, dylora
+from dylora_moe.serving.processes import Group, Holders, Mark, dylora, send
 from dylora_moe.serving.progress import read_progress
 from dylora_moe.storage.runs import RunFolder, RunFolders
 
 DONE = 'print(\'{"revision": 4, "before": 3, "experts": [], "pool": "/srv/secret"}\')'
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 print("    training expert_1 on 9 rows: 3/12  loss 0.5", file=sys.stderr, flush=True)
 try:
     time.sleep(60)
@@ -336,3 +338,19 @@ def test_progress_is_of_the_newest_run_and_survives_half_a_line(tmp_path: Path) 
     assert (found.stage, found.share) == ("observe 9 rows of x", 0.5)
     assert (found.phase, found.loss) == ("consolidation", 1.5)
     assert read_progress(log, tmp_path / "runs", time.time() + 9).loss is None
+
+
+def test_a_job_of_a_server_in_the_background_ends_like_ctrl_c(tmp_path: Path) -> None:
+    *python, code = dylora([])
+    begin = code.split(" from dylora_moe")[0]
+    wait = f"{begin} import time; print('there', flush=True); time.sleep(60)"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with (tmp_path / "out").open("wb") as out:
+            group = Group([*python, wait], out, out)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    until(lambda: (tmp_path / "out").read_bytes() != b"")
+    send(group.pid, signal.SIGINT)
+    until(lambda: group.ended() is not None)
+    assert b"KeyboardInterrupt" in (tmp_path / "out").read_bytes()

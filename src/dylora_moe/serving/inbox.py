@@ -81,8 +81,10 @@ class InboxView:
         missing = [entry for entry in entries if entry.key not in self._features]
         for start in range(0, len(missing), AT_A_TIME):
             some = missing[start : start + AT_A_TIME]
-            found = self._engine.call(lambda live, some=some: inbox_features(live, some))  # type: ignore[misc]
-            for entry, row in zip(some, _waited(found), strict=True):
+            found: Tensor = _waited(
+                self._engine.call(lambda live, some=some: inbox_features(live, some))  # type: ignore[misc]
+            )
+            for entry, row in zip(some, found, strict=True):
                 self._features[entry.key] = row
         return torch.stack([self._features[entry.key] for entry in entries])
 

@@ -19,9 +19,9 @@ from typing import IO
 import psutil
 
 HOLDERS = "processes.json"
-_CODE = (
-    "import os, sys; os.nice(10); from dylora_moe.cli.main import run; sys.exit(run(sys.argv[1:]))"
-)
+# A server that a script put into the background ignores Ctrl-C, and so would what it starts.
+_BEGIN = "import os, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"
+_CODE = f"{_BEGIN}; os.nice(10); from dylora_moe.cli.main import run; sys.exit(run(sys.argv[1:]))"
 _SAME = 1.0
 """Seconds by which the system may tell one beginning differently."""
 
