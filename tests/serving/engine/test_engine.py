@@ -79,6 +79,41 @@ def test_answers_in_a_batch_are_those_of_each_prompt_alone(
     assert experts == {"letters", "digits", "base"}, "the test needs all of them"
 
 
+@pytest.mark.parametrize("folder", ["sequence"], indirect=True)
+def test_an_answer_is_given_again_by_the_weights_that_it_was_given_by(
+    folder: Path, turned: Make
+) -> None:
+    engine = turned(folder)
+    routed = engine.answers(*(Request(prompt, max_tokens=6, top_logprobs=0) for prompt in PROMPTS))
+    mixed = []
+    for prompt, heard in zip(PROMPTS, routed, strict=True):
+        found = heard.end.provenance
+        assert found is not None
+        if not found.weights:
+            continue
+        mixed.append(len(found.weights) > 1)
+        weights = {(name, int(v)): w for key, w in found.weights.items()
+                   for name, _, v in [key.rpartition("@")]}  # fmt: skip
+        (again,) = engine.answers(
+            Request(prompt, Choice(weights=weights), max_tokens=6, top_logprobs=0)
+        )
+        assert again.end.provenance is not None
+        assert again.end.provenance.weights == found.weights
+        assert not again.end.provenance.routed
+        assert [one.chosen.token for one in again.logprobs] == [
+            one.chosen.token for one in heard.logprobs
+        ]
+        assert [one.chosen.logprob for one in again.logprobs] == pytest.approx(
+            [one.chosen.logprob for one in heard.logprobs], abs=1e-4
+        )
+    assert any(mixed), "the test needs a mixture"
+    with pytest.raises(PoolError, match="has no version 7"):
+        engine.submit(Request("x", Choice(weights={("letters", 7): 1.0})), Heard())
+    for wrong in ({}, {("letters", 1): 0.0}, {("letters", 1): 0.8, ("digits", 1): 0.4}):
+        with pytest.raises(ConfigError, match="take the place of the router"):
+            Choice(weights=wrong)
+
+
 def test_turns_and_token_ids_are_prompts_too(taught: Pool, turned: Make) -> None:
     engine = turned(taught.path)
     turns = (Turn("user", "abc"), Turn("assistant", "aaa"), Turn("user", "fed"))

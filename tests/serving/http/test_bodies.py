@@ -40,6 +40,12 @@ def test_what_would_change_the_answer_is_refused_and_what_would_not_is_not(
         ({"seed": 2**63}, "seed"),
         ({"stream": "yes"}, "stream"),
         ({"model": ""}, "model"),
+        ({"weights": {"letters": 0.5}}, "weights"),
+        ({"weights": {"base@1": 0.5}}, "weights"),
+        ({"weights": {}}, "weights"),
+        ({"weights": {"letters@1": 0.7, "digits@1": 0.7}}, "weights"),
+        ({"weights": {"letters@1": 0}}, "weights"),
+        ({"weights": {"letters@1": 0.5}, "model": "digits"}, "weights"),
         ({"model": None}, "model"),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "user"}]}, "messages.0.content"),
@@ -78,3 +84,12 @@ def test_a_prompt_that_is_too_long_has_openai_s_code(complete: Ask) -> None:
     response = complete(doubles.LONG)
     assert response.status_code == 400
     assert error_of(response)["code"] == "context_length_exceeded"
+
+
+def test_weights_take_the_place_of_the_router_s(chat: Ask, found: Served) -> None:
+    assert chat(weights={"letters@1": 0.6, "digits@1": 0.3}).status_code == 200
+    engine = found.engine
+    assert isinstance(engine, doubles.DoubleEngine)
+    (request,) = engine.requests
+    assert request.choice.expert is None
+    assert request.choice.weights == {("letters", 1): 0.6, ("digits", 1): 0.3}

@@ -119,6 +119,10 @@ class BatchingEngine:
         pinned, version = None, choice.version
         if choice.expert not in (None, BASE_NAME):
             pinned = loop.versions.find(str(choice.expert), version).expert_id
+        given = None
+        if choice.weights is not None:
+            named = [(loop.versions.find(*ref), w) for ref, w in choice.weights.items()]
+            given = {(one.expert_id, one.version): weight for one, weight in named}
         prompt = loop.prompts.encode(request.prompt)
         asked = Asked(
             request,
@@ -126,7 +130,8 @@ class BatchingEngine:
             loop.prompts.room(len(prompt), request.max_tokens),
             pinned=pinned,
             version=version,
-            routed=choice.expert is None,
+            given=given,
+            routed=choice.expert is None and given is None,
             on_event=on_event,
         )
         self._waiting.put(asked)

@@ -24,10 +24,24 @@ class Choice:
     Attributes:
         expert: alias or id of an expert, `base`, or None where the router decides.
         version: of that expert; None for the one in service (its canary included).
+        weights: of each expert (alias or id) in this version, in place of the router's; None where
+            nobody says.
     """
 
     expert: str | None = None
     version: int | None = None
+    weights: Mapping[tuple[str, int], float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is None:
+            return
+        given = self.weights.values()
+        # What routers give sums to one and a rounding error at the most.
+        if self.expert is not None or min(given, default=0) <= 0 or sum(given) > 1.001:
+            raise ConfigError(
+                "weights take the place of the router's: give some above 0, of 1 at the most "
+                "together, and name no expert besides"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,7 @@ class Asked:
         pinned: id of the one expert that is to answer; None where the router decides, or for the
             base.
         version: of that expert; the one in service where None.
+        given: weights of versions in place of the router's.
         routed: whether the router decides.
         arrived: moment of arrival (`time.monotonic`).
         cancelled: nobody wants it any more.
@@ -53,6 +54,7 @@ class Asked:
     most: int
     pinned: str | None
     version: int | None
+    given: Mapping[Ref, float] | None
     routed: bool
     on_event: OnEvent
     arrived: float = field(default_factory=time.monotonic)
@@ -123,7 +125,7 @@ class Row:
     ) -> None:
         request = asked.request
         self.asked, self.versions, self.router = asked, versions, router
-        self.weights: dict[Ref, float] = {}
+        self.weights: dict[Ref, float] = dict(asked.given or {})
         if asked.pinned is not None:
             self.weights = {(asked.pinned, asked.version or versions[asked.pinned]): 1.0}
         self.last, self.length = 0, len(asked.prompt)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from dylora_moe.errors import ConfigError
 from dylora_moe.records import BASE_NAME, Role, Turn
 from dylora_moe.serving.engine.requests import Choice, Request
 from dylora_moe.serving.http.bodies import (
@@ -93,7 +94,7 @@ class Asking:
         if shown is not None and shown > self.top_logprobs:
             raise bad(f"logprobs: at most {self.top_logprobs} for each token", "top_logprobs")
         return {
-            "choice": choice_of(body.model, self.name),
+            "choice": self._choice(body),
             "max_tokens": tokens,
             "temperature": self.temperature if body.temperature is None else body.temperature,
             "top_p": 1.0 if body.top_p is None else body.top_p,
@@ -102,6 +103,24 @@ class Asking:
             "top_logprobs": shown,
             "seconds": self.seconds,
         }
+
+    def _choice(self, body: SampledBody) -> Choice:
+        choice = choice_of(body.model, self.name)
+        if body.weights is None:
+            return choice
+        if choice != Choice():
+            message = f"weights: are of a mixture; set model to {self.name}, or leave them out"
+            raise bad(message, "weights")
+        given: dict[tuple[str, int], float] = {}
+        for name, weight in body.weights.items():
+            one = choice_of(name, self.name)
+            if one.expert is None or one.version is None:
+                raise bad(f"weights: {name} names no version; write alias@version", "weights")
+            given[one.expert, one.version] = weight
+        try:
+            return Choice(weights=given)
+        except ConfigError as error:
+            raise bad(f"weights: {error}", "weights") from None
 
     def _copies(
         self, prompts: Sequence[Any], body: SampledBody, given: dict[str, Any], number: str

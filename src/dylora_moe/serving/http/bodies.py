@@ -45,6 +45,7 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
 not."""
 
 ModelName = Annotated[str, Field(min_length=1, max_length=200)]
+Weight = Annotated[float, Field(gt=0, le=1)]
 StopText = Annotated[str, Field(min_length=1, max_length=200)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 Text = Annotated[str, Field(min_length=1)]
@@ -73,6 +74,7 @@ class SampledBody(_Body):
     stop: StopText | list[StopText] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     max_tokens: int | None = Field(default=None, ge=1)
+    weights: Annotated[dict[ModelName, Weight], Field(min_length=1, max_length=64)] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
 

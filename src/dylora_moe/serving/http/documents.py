@@ -21,12 +21,13 @@ def provenance_of(found: Provenance | None, number: str, weights: int | None = N
 
     Args:
         number: its id.
-        weights: how many of the largest are named; all where None.
+        weights: how many of the largest are named, to six digits; where None all of them, as they
+            are, so that the same mixture can be asked for.
     """
     if found is None:
         return None
     ordered = sorted(found.weights.items(), key=lambda item: -item[1])[:weights]
-    named = {name: round(weight, 6) for name, weight in ordered}
+    named = {name: w if weights is None else round(w, 6) for name, w in ordered}
     return {
         "id": number,
         "revision": found.revision,
