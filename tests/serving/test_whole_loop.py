@@ -38,7 +38,7 @@ class Client:
         return document["choices"][0]["text"], document["usage"]["dylora"][0]
 
     def wait(self, path: str, state: str) -> dict[str, Any]:
-        for _ in range(1200):
+        for _ in range(4800):
             document: dict[str, Any] = self.http.get(path).json()
             if document["state"] in (state, "failed", "cancelled"):
                 break
@@ -52,6 +52,7 @@ def folder(taught: Pool) -> Path:
     return taught.path
 
 
+@pytest.mark.timeout(900)
 def test_unseen_traffic_is_gathered_confirmed_learned_and_answered(folder: Path) -> None:
     settings = parse(ServeSettings, {"inbox": {"enabled": True}, "manage": True}, "tests")
     writers: list[InboxWriter] = []
