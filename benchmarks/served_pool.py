@@ -139,7 +139,7 @@ def _answered(path: Path, tokens: int, options: Options) -> dict[Question, str]:
 def prefill_seconds(pool: Path, prompts: Sequence[str], options: Options) -> float:
     """Median seconds of the base's own pass over a prompt, in a process alone."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as other:
-        return other.submit(_prefill, pool, list(prompts[:8]), options).result()
+        return other.submit(_prefill, pool, list(prompts), options).result()
 
 
 def _prefill(path: Path, prompts: list[str], options: Options) -> float:
