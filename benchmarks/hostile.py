@@ -47,6 +47,10 @@ PATHS = (
     "/", "/v1", "/v1/models/..%2f..%2fetc%2fpasswd", "/v1/models/%00", "/v1/models/" + "a" * 3000,
     "//v1/models", "/metrics/../v1/models", "/%ff", "/openapi.json",
 )  # fmt: skip
+PATIENCE = 300.0
+"""Seconds until a plain question must have been answered."""
+MUCH = 64
+"""Tokens of the longest answers that are asked for, of which nobody waits for the end."""
 QUESTION = {"model": "base", "prompt": "Hello", "max_tokens": 2}
 WARM_UP = 500
 """Mixed requests until memory is looked at: pools of threads and of memory have grown by then."""
@@ -137,7 +141,7 @@ class Hostile:
         """Asks for much and is gone."""
         body = {
             **QUESTION,
-            "max_tokens": 200,
+            "max_tokens": MUCH,
             "stream": draw.random() < 0.5,
             "n": draw.randint(1, 4),
         }
@@ -148,12 +152,17 @@ class Hostile:
 
     def question(self) -> None:
         """A plain question, which must be answered; a full queue is given some time."""
-        for _ in range(60):
-            status = self._post("/v1/completions", json.dumps(QUESTION).encode())
+        until, said = time.monotonic() + PATIENCE, "nothing"
+        while time.monotonic() < until:
+            try:
+                status = self._post("/v1/completions", json.dumps(QUESTION).encode())
+            except httpx.TimeoutException:
+                continue
             if status == 200:
                 return
+            said = str(status)
             time.sleep(1)
-        self.failed.append(f"a plain question was answered with {status}")
+        self.failed.append(f"a plain question was answered with {said}")
 
     def hold(self) -> list[socket.socket]:
         """Opens connections and sends nothing, or half a head."""

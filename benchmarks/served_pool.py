@@ -164,12 +164,15 @@ class Server:
         pid: of the process.
     """
 
-    def __init__(self, pool: Path, options: Options, dtype: str = "") -> None:
+    def __init__(
+        self, pool: Path, options: Options, dtype: str = "", config: Path | None = None
+    ) -> None:
         kind = dtype or options.dtype
         # For whoever measures what changes the pool; inherited by both processes.
         os.environ.setdefault("DYLORA_ADMIN_KEY", secrets.token_hex(32))
         command = ["serve", str(pool), "--port", "0", "--device", options.device]
         self._command = command + (["--dtype", kind] if kind else [])
+        self._command += ["--config", str(config)] if config is not None else []
 
     def __enter__(self) -> Server:
         self._process = _start(self._command)

@@ -19,10 +19,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import hostile
 import httpx
 import workload
 from harness import RESULTS, Options, say
@@ -134,8 +136,11 @@ def _taken(server: Server) -> int:
 
 def measure_plague(pool: Path, options: Options, count: int) -> dict[str, Any]:
     """The command of `hostile.py` against a server of its own."""
-    with Server(pool, options) as server, tempfile.TemporaryDirectory() as made:
-        out = Path(made) / "hostile.json"
+    with tempfile.TemporaryDirectory() as made, ExitStack() as stack:
+        out, config = Path(made) / "hostile.json", Path(made) / "serve.yaml"
+        # Answers are short, so that what is looked at is how it refuses and not how it waits.
+        config.write_text(f"limits: {{max_tokens: {hostile.MUCH}}}\n", encoding="utf-8")
+        server = stack.enter_context(Server(pool, options, config=config))
         script = Path(__file__).with_name("hostile.py")
         command = [sys.executable, str(script), server.url, "--pid", str(server.pid)]
         subprocess.run(
