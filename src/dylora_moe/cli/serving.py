@@ -16,7 +16,7 @@ import typer
 from dylora_moe.cli import opening
 from dylora_moe.cli.options import Device, Dtype, PoolFolder
 from dylora_moe.cli.output import command
-from dylora_moe.errors import ConfigError, UnavailableError
+from dylora_moe.errors import ConfigError, DyLoRAError, UnavailableError
 from dylora_moe.records import BASE_NAME
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from dylora_moe.serving.inbox import InboxWriter
     from dylora_moe.serving.served import Served
     from dylora_moe.serving.settings import ServeSettings
-    from dylora_moe.serving.taking_back import TakingBack
+    from dylora_moe.serving.taking_back import Failed, TakingBack
 
 LOOK = 0.1
 """Seconds between two looks at the engine."""
@@ -220,12 +220,21 @@ def _put_away(served: Served, writers: list[InboxWriter], taking: list[TakingBac
         for writer in writers:
             stack.callback(writer.close)
         _end_jobs(served, taking)
-        for failed in [one for each in taking for one in each.left()]:
+        for failed in _left(taking):
             told = (
                 f"{failed.alias}@{failed.version} failed its trial and is still in service in the "
                 f"pool; take it back: dylora experts promote POOL {failed.alias} {failed.back_to}"
             )
             log_event("error", logging.ERROR, message=told)
+
+
+def _left(taking: list[TakingBack]) -> list[Failed]:
+    """Failed versions that are still in service in the pool."""
+    try:
+        return [one for each in taking for one in each.left()]
+    except DyLoRAError:
+        # The pool cannot be asked any more; everything was finished all the same.
+        return []
 
 
 def _end_jobs(served: Served, taking: list[TakingBack]) -> None:

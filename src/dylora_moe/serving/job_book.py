@@ -199,8 +199,8 @@ class JobBook:
         """Nobody is at it any more; what it printed says whether it had come to its end."""
         self._others.discard(job.id)
         output = text_of(self.folder(job.id) / OUTPUT)
-        self.drop_rows(job.id)
         if completed(output):
+            self.drop_rows(job.id)
             told = outcome(job.kind, 0, output)
             job = replace(job, state="done", progress=1.0, result=told.result)
         else:

@@ -130,7 +130,6 @@ class Jobs:
                     send(holders.job.pid, signal.SIGINT)
             elif job.state == "queued":
                 self._waiting = deque(one for one in self._waiting if one[0] != job_id)
-                self._book.drop_rows(job_id)
                 job = replace(job, state="cancelled", ended=moment(), message="cancelled")
                 self._book.keep(job)
             elif job.state == "running":
@@ -223,7 +222,9 @@ class Jobs:
             if code != 0 and (job.id in self._cancelled or code == INTERRUPTED):
                 state, message = "cancelled", "cancelled; the same again goes on where it was"
             self._cancelled.discard(job.id)
-            self._book.drop_rows(job.id)
+            if state == "done":
+                # Somebody may have typed them: of a job that failed they can be learned later.
+                self._book.drop_rows(job.id)
             progress = 1.0 if state == "done" else seen.progress
             self._book.keep(
                 replace(

@@ -130,7 +130,7 @@ class TakingBack:
             return
         if before is not None:
             self._tell(wanted, before.message)
-        wanted.not_before = now + min(LONGEST, self._again * 2**wanted.tries)
+        wanted.not_before = now + min(LONGEST, self._again * 2 ** min(wanted.tries, 10))
         wanted.tries += 1
         arguments = (failed.expert_id, str(failed.back_to), f"--instead-of={failed.version}")
         wanted.job_id = self._jobs.submit(Work("promote", failed.alias, arguments)).id

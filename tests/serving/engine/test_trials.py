@@ -132,6 +132,13 @@ def test_a_version_whose_files_are_missing_fails_and_is_not_tried_again(pool: Do
     assert not pool.trials.work()
 
 
+def test_a_version_is_not_given_up_for_one_that_is_broken(pool: Double) -> None:
+    pool.unreadable = {1}
+    pool.becomes(2)
+    assert pool.told == ["canary", "canary promoted"]
+    assert "v1, which it was to be held against, is broken: v1 is missing" in pool.notes[-1].message
+
+
 def test_a_skill_without_validation_rows_leaves_it_to_the_answers(pool: Double) -> None:
     pool.becomes(2, rise=None)
     assert pool.told == ["canary"]

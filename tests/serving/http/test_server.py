@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -45,13 +46,20 @@ def server(found: Served, ending: Ending) -> Server:
     )  # fmt: skip
 
 
-def test_jobs_are_ended_beside_the_draining(server: Server, ending: Ending) -> None:
+def test_jobs_are_ended_beside_the_draining_and_signals_heard_until_they_have(
+    server: Server, ending: Ending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drained: list[bool] = []
+    monkeypatch.setattr(server._engine, "drain", lambda seconds: not drained.append(True))
     server.handle_exit(signal.SIGTERM, None)
     assert server.stopping
-    eventually(lambda: server.should_exit)
+    eventually(lambda: bool(drained))
     assert not ending.stopped
+    time.sleep(0.2)
+    assert not server.should_exit
     ending.go_on.set()
     eventually(lambda: ending.stopped)
+    eventually(lambda: server.should_exit)
 
 
 def test_a_second_signal_ends_the_jobs_before_the_server(

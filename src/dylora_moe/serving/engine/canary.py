@@ -102,6 +102,11 @@ class Canary:
         if self.state == "on trial":
             self.state, self.reason = "failed", reason
 
+    def win(self, reason: str) -> None:
+        """There is nothing to hold it against; what is settled stays."""
+        if self.state == "on trial":
+            self.state, self.reason = "passed", reason
+
     def _pass_if_due(self) -> None:
         enough = self._answers[self.new] - self._errors[self.new] >= self._rule.answers
         if self.state == "on trial" and self.weighed and enough:

@@ -158,6 +158,7 @@ class BatchingEngine:
             ready=not why,
             message=why,
             cached_tokens=loop.cached_tokens,
+            pace=self._waiting.pace,
         )
 
     def drain(self, seconds: float | None = None) -> bool:

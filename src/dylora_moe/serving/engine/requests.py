@@ -206,6 +206,7 @@ class EngineState:
         ready: whether it takes requests: loaded, not broken, not being stopped.
         message: why not.
         cached_tokens: that the KV cache holds.
+        pace: seconds after which a place in the queue becomes free.
     """
 
     running: int
@@ -214,3 +215,4 @@ class EngineState:
     ready: bool
     message: str = ""
     cached_tokens: int = 0
+    pace: float = 1.0

@@ -42,6 +42,11 @@ class Waiting:
         """Why nothing is taken any more; empty while it is."""
         return self._closed
 
+    @property
+    def pace(self) -> float:
+        """Seconds after which a place becomes free, one at the least."""
+        return max(1.0, self._pace)
+
     def put(self, asked: Asked) -> None:
         """Adds a request.
 
@@ -52,7 +57,7 @@ class Waiting:
         with self._changed:
             self._refuse_closed()
             if len(self._asked) >= self._most:
-                seconds = max(1.0, self._pace)
+                seconds = self.pace
                 raise QueueFullError(
                     f"{len(self._asked)} requests wait, as many as may; come again in "
                     f"{seconds:.0f} s",

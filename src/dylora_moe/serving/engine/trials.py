@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Iterator, Mapping
 
+from dylora_moe.errors import DyLoRAError
 from dylora_moe.lifecycle.live import LivePool
 from dylora_moe.lifecycle.trial import weigh_versions
 from dylora_moe.records import Interval
@@ -108,6 +109,13 @@ class Trials:
         """
         for canary in list(self._running.values()):
             if canary.weighed:
+                continue
+            try:
+                self._versions.adapter((canary.expert_id, canary.old))
+            except DyLoRAError as error:
+                # To go back to it would leave nobody to answer.
+                canary.win(f"v{canary.old}, which it was to be held against, is broken: {error}")
+                self._settle()
                 continue
             try:
                 next(self._weighing_of(canary))

@@ -71,10 +71,13 @@ class Answers:
             ApiError: no such model.
             DyLoRAError: as `Engine.submit`.
         """
-        waiting = self._engine.state().waiting
-        if self._queue is not None and waiting >= self._queue:
+        state = self._engine.state()
+        if self._queue is not None and state.waiting >= self._queue:
             # At once: encoding a prompt that is sent away would hold up the others.
-            raise QueueFullError(f"{waiting} requests wait, as many as may; come again", 1.0)
+            said = (
+                f"{state.waiting} requests wait, as many as may; come again in {state.pace:.0f} s"
+            )
+            raise QueueFullError(said, state.pace)
         try:
             # In a thread: encoding a long prompt takes longer than the others should wait.
             await self._threads.run(self._submit)

@@ -95,8 +95,9 @@ class Guard:
             message = "an admin key is needed for this: Authorization: Bearer KEY"
             return ApiError(403, message, "admin_key_needed")
         message = (
-            "changing the pool and reading its inbox are off; start the server with "
-            "--admin-key-file FILE, or with --manage where nobody else can reach it"
+            "changing the pool and reading its inbox are off, and this is one of those or no "
+            "route; start the server with --admin-key-file FILE, or with --manage where nobody "
+            "else can reach it"
         )
         return ApiError(403, message, "managing_off")
 
@@ -105,7 +106,7 @@ def manages(method: str, path: str) -> bool:
     """Whether a request is not known to change nothing, or reads what other people asked."""
     if path == INBOX or path.startswith(f"{INBOX}/"):
         return True
-    return method not in READING and path not in ASKING
+    return method not in READING and path.rstrip("/") not in ASKING
 
 
 def _is_one_of(given: Sequence[str], keys: Sequence[bytes]) -> bool:

@@ -112,13 +112,19 @@ class Server(uvicorn.Server):
     def stop(self) -> None:
         """Takes no more requests, finishes those that run, then ends."""
         self._begun.begun = True
-        for name, work in (("stopping", self._on_stopping), ("drain", self._drain)):
-            threading.Thread(target=work, name=f"dylora-{name}", daemon=True).start()
+        ending = threading.Thread(target=self._on_stopping, name="dylora-stopping", daemon=True)
+        drain = threading.Thread(
+            target=self._drain, args=(ending,), name="dylora-drain", daemon=True
+        )
+        for thread in (ending, drain):
+            thread.start()
 
-    def _drain(self) -> None:
+    def _drain(self, ending: threading.Thread) -> None:
         state = self._engine.state()
         log_event("stopping", running=state.running, waiting=state.waiting)
         self.finished = self._engine.drain(self._settings.drain_seconds)
+        # Until then a second signal still ends what is being ended at once.
+        ending.join()
         log_event("stopped", finished=self.finished)
         self.should_exit = True
 

@@ -72,7 +72,6 @@ async function request(path, body, { signal, method } = {}) {
 
 /** Asks for a key that may do more than the one there is. */
 export function otherKey() {
-  byId("key-note").textContent = "This needs an admin key.";
   return askForKey(false, false);
 }
 
@@ -80,7 +79,9 @@ export function otherKey() {
 function askForKey(again, needed = true) {
   asked ??= new Promise((resolve) => {
     const dialog = byId("key-dialog");
-    if (again) byId("key-note").textContent = "The server does not know this key; give another one.";
+    byId("key-note").textContent = !needed ? "This needs an admin key."
+      : again ? "The server does not know this key; give another one."
+        : "It stays in this tab and is forgotten when the tab is closed.";
     byId("key").value = "";
     const end = () => {
       byId("key-form").removeEventListener("submit", keep);
