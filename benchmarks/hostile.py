@@ -85,7 +85,11 @@ class Hostile:
             (self.changed, self.changed, self.raw, self.path, self.oversized, self.halfway,
              self.reader_gone)
         )  # fmt: skip
-        status = kind(draw)
+        try:
+            status = kind(draw)
+        except httpx.TransportError:
+            # The queue is long, or the server hung up on what it would not read.
+            status = 0
         self.seen[status] += 1
         if status == 500:
             self.failed.append(f"request {number} ({kind.__name__}): 500")
