@@ -87,8 +87,8 @@ class Limits:
             if scope["path"] in self._public:
                 body, send = b"", _closing(scope, send)
             else:
-                reading = self._read(Headers(scope=scope), receive)
-                body = await asyncio.wait_for(reading, self._seconds)
+                async with asyncio.timeout(self._seconds):
+                    body = await self._read(Headers(scope=scope), receive)
             if depth_over(body, self._nesting):
                 message = f"the body's JSON is nested deeper than {self._nesting}"
                 raise bad(message, None, "nesting_too_deep")
@@ -130,7 +130,9 @@ class Limits:
 
         async def sent(message: Message) -> None:
             try:
-                await asyncio.wait_for(send(message), self._seconds)
+                # Not `wait_for`, which loses a cancellation that comes as the message goes out.
+                async with asyncio.timeout(self._seconds):
+                    await send(message)
             except TimeoutError:
                 raise StalledError(f"nothing was taken for {self._seconds:g} s") from None
 
