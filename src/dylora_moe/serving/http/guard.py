@@ -106,7 +106,7 @@ def manages(method: str, path: str) -> bool:
     """Whether a request is not known to change nothing, or reads what other people asked."""
     if path == INBOX or path.startswith(f"{INBOX}/"):
         return True
-    return method not in READING and path.rstrip("/") not in ASKING
+    return method not in READING and path not in ASKING
 
 
 def _is_one_of(given: Sequence[str], keys: Sequence[bytes]) -> bool:
