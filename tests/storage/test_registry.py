@@ -12,7 +12,13 @@ from types import SimpleNamespace
 import pytest
 from sqlalchemy.exc import OperationalError
 
-from dylora_moe.errors import ArtifactError, ExpertError, PoolError, StorageFullError
+from dylora_moe.errors import (
+    ArtifactError,
+    DatabaseUnavailableError,
+    ExpertError,
+    PoolError,
+    StorageFullError,
+)
 from dylora_moe.records import Artifact
 from dylora_moe.storage.database import Database
 from dylora_moe.storage.pool_folder import Storage
@@ -186,7 +192,7 @@ def test_a_damaged_database_is_told_as_such(pool):
     [
         (sqlite3.SQLITE_FULL, 2**30, StorageFullError),
         (sqlite3.SQLITE_IOERR_WRITE, 0, StorageFullError),
-        (sqlite3.SQLITE_IOERR_WRITE, 2**30, PoolError),
+        (sqlite3.SQLITE_IOERR_WRITE, 2**30, DatabaseUnavailableError),
     ],
 )
 def test_a_disk_without_room_is_told_as_full(tmp_path, monkeypatch, code, free, told):
