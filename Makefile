@@ -53,8 +53,8 @@ check: $(STAMP)  ## lint, format, strict types, import contract
 	$(BIN)/lint-imports --no-cache
 
 # One thread a worker, since the workers share the cores; a file's tests stay together, so that the
-# real base is loaded once for them, and files come in the order of `tests/conftest.py`. Bytecode is kept whatever the
-# environment says: many tests start processes, which would compile everything anew.
+# real base is loaded once for them, and files come in the order of `tests/conftest.py`. Bytecode is
+# kept whatever the environment says: many tests start processes, which would compile everything anew.
 test: $(STAMP)  ## every test, those on real weights too
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 

@@ -72,6 +72,14 @@ def pieces(
     return found
 
 
+def answer(tokenizer: PreTrainedTokenizerBase, data: st.DataObject) -> list[int]:
+    """Any tokens that this decoder takes piece by piece."""
+    ids = st.integers(0, len(tokenizer) - 1)
+    tokens: list[int] = data.draw(st.lists(ids, min_size=1, max_size=24))
+    assume(written(tokens, tokenizer))
+    return tokens
+
+
 def written(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether bytes of a whole character are not in one run with others that are none: of a run
     that fails in the end this decoder makes something else of what was whole before."""
@@ -85,9 +93,7 @@ def written(tokens: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:
 def test_the_pieces_together_are_the_answer(
     tokenizer: PreTrainedTokenizerBase, data: st.DataObject
 ) -> None:
-    ids = st.integers(0, len(tokenizer) - 1)
-    tokens = data.draw(st.lists(ids, min_size=1, max_size=24))
-    assume(written(tokens, tokenizer))
+    tokens = answer(tokenizer, data)
     assert "".join(pieces(tokenizer, tokens)) == text_of(tokenizer, tokens, ())
 
 
@@ -96,9 +102,7 @@ def test_the_pieces_together_are_the_answer(
 def test_a_text_that_ends_the_answer_is_never_told(
     tokenizer: PreTrainedTokenizerBase, data: st.DataObject
 ) -> None:
-    ids = st.integers(0, len(tokenizer) - 1)
-    tokens = data.draw(st.lists(ids, min_size=2, max_size=24))
-    assume(written(tokens, tokenizer))
+    tokens = answer(tokenizer, data)
     text = text_of(tokenizer, tokens, ())
     start = data.draw(st.integers(0, max(0, len(text) - 1)))
     ending = text[start : start + data.draw(st.integers(1, 3))] or "a"

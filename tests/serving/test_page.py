@@ -333,6 +333,21 @@ def test_a_cluster_that_is_gone_says_so(opened: Open) -> None:
     expect(cluster.get_by_role("alert")).to_have_text("no such cluster")
 
 
+def test_a_drop_that_fails_leaves_what_is_being_written(opened: Open) -> None:
+    page = opened(before=lambda page: with_inbox(page, []))
+    cluster = page.get_by_role("article", name="Cluster 0a1b2c3d")
+    cluster.get_by_role("button", name="Answer and learn").click()
+    cluster.get_by_label("+-*/").fill("half an answer")
+    page.route(
+        "**/v1/inbox/*",
+        lambda route: route.fulfill(status=503, json={"error": {"message": "not now"}}),
+    )
+    cluster.get_by_role("button", name="Drop").click()
+    cluster.get_by_role("button", name="Drop 2 prompts for good").click()
+    expect(cluster.get_by_role("alert")).to_have_text("not now")
+    expect(cluster.get_by_label("+-*/")).to_have_value("half an answer")
+
+
 def test_a_cluster_of_the_inbox_is_answered_and_learned(opened: Open) -> None:
     sent: list[Any] = []
     page = opened(before=lambda page: with_inbox(page, sent))

@@ -90,7 +90,7 @@ class Jobs:
         return self.submit_made(lambda folder: work)
 
     def submit_made(self, make: Callable[[Path], Work]) -> Job:
-        """Takes a job on that reads rows of its own, which go when it ends, in whatever way.
+        """Takes a job on that reads rows of its own, which go once they are learned, or with it.
 
         Args:
             make: writes them into the folder that it is given, and says what is to be done.

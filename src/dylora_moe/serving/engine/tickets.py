@@ -57,12 +57,7 @@ class Waiting:
         with self._changed:
             self._refuse_closed()
             if len(self._asked) >= self._most:
-                seconds = self.pace
-                raise QueueFullError(
-                    f"{len(self._asked)} requests wait, as many as may; come again in "
-                    f"{seconds:.0f} s",
-                    seconds,
-                )
+                raise full(len(self._asked), self.pace)
             self._asked.append(asked)
             self._changed.notify()
 
@@ -132,3 +127,9 @@ class Waiting:
     def _refuse_closed(self) -> None:
         if self._closed:
             raise UnavailableError(self._closed)
+
+
+def full(waiting: int, seconds: float) -> QueueFullError:
+    """What whoever comes to a full queue is told: when a place becomes free."""
+    said = f"{waiting} requests wait, as many as may; come again in {seconds:.0f} s"
+    return QueueFullError(said, seconds)

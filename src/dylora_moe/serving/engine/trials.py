@@ -111,15 +111,10 @@ class Trials:
             if canary.weighed:
                 continue
             try:
-                self._versions.adapter((canary.expert_id, canary.old))
-            except DyLoRAError as error:
-                # To go back to it would leave nobody to answer.
-                canary.win(f"v{canary.old}, which it was to be held against, is broken: {error}")
-                self._settle()
-                continue
-            try:
-                next(self._weighing_of(canary))
-                return True
+                weighing = self._weighing_of(canary)
+                if weighing is not None:
+                    next(weighing)
+                    return True
             except StopIteration as done:
                 canary.weigh(done.value)
             except Exception as error:
@@ -139,12 +134,17 @@ class Trials:
         numbers = {"expert": alias, "version": canary.new, "share": share}
         self._on_note(Note("canary", f"{alias}@{canary.new} is on trial", numbers))
 
-    def _weighing_of(self, canary: Canary) -> Weighing:
+    def _weighing_of(self, canary: Canary) -> Weighing | None:
+        """None where there is nothing to hold it against: then it has won."""
         expert_id = canary.expert_id
         if expert_id not in self._weighing:
-            old, new = (
-                self._versions.adapter((expert_id, version)) for version in (canary.old, canary.new)
-            )
+            try:
+                old = self._versions.adapter((expert_id, canary.old))
+            except DyLoRAError as error:
+                # To go back to it would leave nobody to answer.
+                canary.win(f"v{canary.old}, which it was to be held against, is broken: {error}")
+                return None
+            new = self._versions.adapter((expert_id, canary.new))
             self._weighing[expert_id] = weigh_versions(self._live, expert_id, old, new)
         return self._weighing[expert_id]
 

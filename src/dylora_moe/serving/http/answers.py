@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from dylora_moe.errors import PoolError, QueueFullError
+from dylora_moe.errors import PoolError
 from dylora_moe.serving.engine.protocol import Engine, Ticket
 from dylora_moe.serving.engine.requests import Finished, Logprobs, Piece, Request
+from dylora_moe.serving.engine.tickets import full
 from dylora_moe.serving.http.errors import ApiError, internal, unknown_model
 from dylora_moe.serving.http.logs import log_event
 from dylora_moe.serving.http.metrics import Metrics
@@ -74,10 +75,7 @@ class Answers:
         state = self._engine.state()
         if self._queue is not None and state.waiting >= self._queue:
             # At once: encoding a prompt that is sent away would hold up the others.
-            said = (
-                f"{state.waiting} requests wait, as many as may; come again in {state.pace:.0f} s"
-            )
-            raise QueueFullError(said, state.pace)
+            raise full(state.waiting, state.pace)
         try:
             # In a thread: encoding a long prompt takes longer than the others should wait.
             await self._threads.run(self._submit)

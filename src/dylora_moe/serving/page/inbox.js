@@ -49,15 +49,19 @@ function jobLine(job) {
 
 function clusterCard(cluster) {
   const box = el("div", {});
-  const answer = el("button", { type: "button", class: "quiet", onclick: () => openForm(cluster, box).catch((error) => put(box, told(error))) },
+  // Beside the form: what is being written there stays.
+  const trouble = el("p", { role: "alert", class: "small" });
+  const saying = (work) => work.catch((error) => { trouble.textContent = error.message; });
+  const answer = el("button", { type: "button", class: "quiet", onclick: () => saying(openForm(cluster, box)) },
     "Answer and learn");
-  const drop = el("button", { type: "button", class: "quiet", onclick: () => dropCluster(cluster, drop).catch((error) => put(box, told(error))) }, "Drop");
+  const drop = el("button", { type: "button", class: "quiet", onclick: () => saying(dropCluster(cluster, drop)) },
+    "Drop");
   return el("article", { class: "cluster", "aria-label": `Cluster ${cluster.id}` },
     el("h3", {}, `${many(cluster.size, "prompt", "prompts")}, asked ${many(cluster.asked, "time", "times")}`),
     el("p", { class: "soft small" }, judged(cluster)),
     el("ul", { class: "prompts" }, cluster.examples.map((one) => el("li", {}, textOf(one)))),
     el("p", { class: "controls" }, el("span", { class: "soft small" }, cluster.id),
-      el("span", { class: "push" }, drop, answer)), box);
+      el("span", { class: "push" }, drop, answer)), trouble, box);
 }
 
 function judged({ apart, nearest, separability, lacking }) {
@@ -70,8 +74,6 @@ function judged({ apart, nearest, separability, lacking }) {
   return `${told[0].toUpperCase()}${told.slice(1)}${more && `; then ${more}`}. `
     + (lacking ? `${many(lacking, "prompt is", "prompts are")} lacking for a verdict.` : "Enough for a verdict.");
 }
-
-const told = (error) => el("p", { role: "alert", class: "small" }, error.message);
 
 const textOf = (prompt) => prompt.messages.map((turn) => turn.content).join("\n");
 
